@@ -1,0 +1,238 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxAhead is how far occurred_at may lie ahead of this service's clock, so that a client whose clock runs a little
+// fast can still document what happens now.
+const maxAhead = 5 * time.Minute
+
+// Outcome is what the doctor found. EnteredInError is only ever the outcome of an amendment: it strikes the amended
+// entry from the record.
+type Outcome string
+
+// HealthStatus is the outcome of a patient's latest current interaction, or unknown where there is none.
+type HealthStatus string
+
+const (
+	Healthy        Outcome = "healthy"
+	Unhealthy      Outcome = "unhealthy"
+	EnteredInError Outcome = "entered_in_error"
+
+	Unknown HealthStatus = "unknown"
+)
+
+// Enum lists the values for the OpenAPI document.
+func (Outcome) Enum() []any { return []any{Healthy, Unhealthy, EnteredInError} }
+
+// Enum lists the values for the OpenAPI document.
+func (HealthStatus) Enum() []any { return []any{Healthy, Unhealthy, Unknown} }
+
+// Doctor is who documents.
+type Doctor struct {
+	ID        int64  `json:"id" required:"true"`
+	Name      string `json:"name" required:"true"`
+	Specialty string `json:"specialty" required:"true"`
+}
+
+// Patient is whom an interaction is about, with the present state.
+type Patient struct {
+	ID                int64        `json:"id" required:"true"`
+	Name              string       `json:"name" required:"true"`
+	BirthDate         string       `json:"birth_date" required:"true" format:"date"`
+	HealthStatus      HealthStatus `json:"health_status" required:"true"`
+	LastInteractionAt *time.Time   `json:"last_interaction_at" required:"true" description:"When the interaction that gives the health status occurred; null while it is unknown."`
+}
+
+// DoctorReference names the doctor of an interaction.
+type DoctorReference struct {
+	ID   int64  `json:"id" required:"true"`
+	Name string `json:"name" required:"true"`
+}
+
+// Interaction is one documented contact between a doctor and a patient. It is never changed: an amendment replaces it.
+type Interaction struct {
+	ID         int64           `json:"id" required:"true"`
+	PatientID  int64           `json:"patient_id" required:"true"`
+	Doctor     DoctorReference `json:"doctor" required:"true"`
+	OccurredAt time.Time       `json:"occurred_at" required:"true"`
+	RecordedAt time.Time       `json:"recorded_at" required:"true" description:"When the database took the entry in."`
+	Outcome    Outcome         `json:"outcome" required:"true"`
+	Notes      string          `json:"notes" required:"true"`
+	Amends     *int64          `json:"amends" required:"true" format:"int64" description:"The earlier entry that this one replaces."`
+	AmendedBy  *int64          `json:"amended_by" required:"true" format:"int64" description:"The later entry that replaced this one."`
+}
+
+// Period is a time in which consecutive current interactions had one outcome.
+type Period struct {
+	Outcome      Outcome    `json:"outcome" required:"true"`
+	From         time.Time  `json:"from" required:"true"`
+	To           *time.Time `json:"to" required:"true" description:"Where the next period begins; null while this one lasts."`
+	Interactions int64      `json:"interactions" required:"true" minimum:"1" description:"How many current interactions the period holds."`
+}
+
+// Timeline is a patient's health over time, oldest period first.
+type Timeline struct {
+	HealthStatus HealthStatus `json:"health_status" required:"true"`
+	Items        []Period     `json:"items" required:"true" nullable:"false"`
+}
+
+// Health is what a probe of the service answers when all is well.
+type Health struct {
+	Status string `json:"status" required:"true" enum:"ok"`
+}
+
+// Page is a part of a list. NextCursor is nil on the last page.
+type Page[T any] struct {
+	Items      []T     `json:"items" required:"true" nullable:"false"`
+	NextCursor *Cursor `json:"next_cursor" required:"true" description:"The cursor of the next page; null on the last one."`
+}
+
+// Cursor is the place after the item with this id, so it tells nothing about the item. To clients it is an opaque
+// string.
+type Cursor int64
+
+// MarshalText writes the cursor as it stands in an answer.
+func (c Cursor) MarshalText() ([]byte, error) { return strconv.AppendInt(nil, int64(c), 10), nil }
+
+// UnmarshalText refuses what MarshalText did not write.
+func (c *Cursor) UnmarshalText(text []byte) error {
+	id, err := strconv.ParseInt(string(text), 10, 64)
+	if err != nil || id < 1 {
+		return fmt.Errorf("must be the next_cursor of a page of this list")
+	}
+	*c = Cursor(id)
+	return nil
+}
+
+// The inputs of the operations. Their tags are the limits that the OpenAPI document shows and that decode checks.
+
+// Paging selects a page of a list.
+type Paging struct {
+	Limit  int64  `query:"limit" minimum:"1" maximum:"1000" default:"50" description:"How many items the page holds at the most."`
+	Cursor Cursor `query:"cursor" description:"The next_cursor of the page before; the first page if not given."`
+}
+
+// PatientFilter selects patients. A zero value does not filter, here and in InteractionFilter.
+type PatientFilter struct {
+	Paging
+	Search       string `query:"search" maxLength:"100" description:"Any part of the name, in any case."`
+	HealthStatus string `query:"health_status" enum:"healthy,unhealthy,unknown" description:"The present state."`
+	DoctorID     int64  `query:"doctor_id" minimum:"1" description:"Patients whom this doctor has a current interaction with."`
+}
+
+// PatientPath addresses a patient.
+type PatientPath struct {
+	PatientID int64 `path:"patient_id" json:"-" minimum:"1" example:"1" description:"The patient's id."`
+}
+
+// InteractionPath addresses an interaction.
+type InteractionPath struct {
+	PatientPath
+	InteractionID int64 `path:"interaction_id" json:"-" minimum:"1" example:"1" description:"The interaction's id."`
+}
+
+// InteractionFilter selects interactions of a patient.
+type InteractionFilter struct {
+	PatientPath
+	Paging
+	Outcome        string     `query:"outcome" enum:"healthy,unhealthy,entered_in_error" description:"What the doctor found."`
+	DoctorID       int64      `query:"doctor_id" minimum:"1" description:"The doctor who documented."`
+	From           *time.Time `query:"from" nullable:"false" description:"The earliest occurred_at, itself included. In a URL write a plus sign as %2B."`
+	To             *time.Time `query:"to" nullable:"false" description:"The latest occurred_at, itself excluded."`
+	IncludeAmended bool       `query:"include_amended" default:"false" description:"Show every entry ever written, not only the current ones."`
+}
+
+// Entry is what a doctor sends to document, be it an interaction or an amendment.
+type Entry struct {
+	IdempotencyKey string     `header:"Idempotency-Key" json:"-" minLength:"1" maxLength:"255" pattern:"^[!-~]+$" description:"A key of your choice, in visible ASCII characters. Repeating a request with its key writes nothing and answers with the entry first made."`
+	DoctorID       int64      `json:"doctor_id" required:"true" minimum:"1" description:"The doctor who documents."`
+	Notes          Notes      `json:"notes" required:"true" minLength:"1" maxLength:"10000" description:"What was said, found and agreed. White space around is trimmed."`
+	OccurredAt     *time.Time `json:"occurred_at,omitempty" nullable:"false" description:"When it happened: at most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
+	_              struct{}   `additionalProperties:"false"`
+}
+
+// NewInteraction documents an interaction. Without OccurredAt it happened now.
+type NewInteraction struct {
+	PatientPath
+	Entry
+	Outcome string `json:"outcome" required:"true" enum:"healthy,unhealthy" description:"What the doctor found."`
+}
+
+// NewAmendment replaces an interaction. Without OccurredAt it keeps the instant of the one that it replaces.
+type NewAmendment struct {
+	InteractionPath
+	Entry
+	Outcome string `json:"outcome" required:"true" enum:"healthy,unhealthy,entered_in_error" description:"What the doctor found; entered_in_error strikes the amended entry from the record."`
+}
+
+// faults names what is wrong with the entry beyond its tags.
+func (e *Entry) faults(now time.Time) []FieldError {
+	if e.OccurredAt != nil && e.OccurredAt.After(now.Add(maxAhead)) {
+		return []FieldError{{"occurred_at", "must not be more than 5 minutes in the future"}}
+	}
+	return nil
+}
+
+// Notes is text without white space around it.
+type Notes string
+
+// UnmarshalText trims white space as Unicode defines it.
+func (n *Notes) UnmarshalText(text []byte) error {
+	*n = Notes(strings.TrimSpace(string(text)))
+	return nil
+}
+
+// answers tells whether the entry is what a repeated request asked for: the same path and the same body, with
+// occurred_at only where that body has it.
+func (i Interaction) answers(amends *int64, outcome string, e Entry) bool {
+	return (i.Amends == nil) == (amends == nil) && (amends == nil || *i.Amends == *amends) &&
+		i.Doctor.ID == e.DoctorID && string(i.Outcome) == outcome && i.Notes == string(e.Notes) &&
+		(e.OccurredAt == nil || i.OccurredAt.Equal(e.OccurredAt.Truncate(time.Microsecond)))
+}
+
+// Kind says what the receiver of an Error can do about it.
+type Kind int
+
+const (
+	NotFound    Kind = iota // ask for something else
+	Conflict                // look at the present state first
+	Invalid                 // mend the request
+	Unavailable             // try again later
+)
+
+// Error is a refusal whose Detail and Fields are meant for the client; what caused it is for the log.
+type Error struct {
+	Kind   Kind
+	Detail string
+	Fields []FieldError
+	cause  error
+}
+
+// FieldError says what is wrong with one field of a request.
+type FieldError struct {
+	Field  string `json:"field" required:"true"`
+	Detail string `json:"detail" required:"true"`
+}
+
+func (e *Error) Error() string {
+	if e.cause != nil {
+		return fmt.Sprintf("%s: %v", e.Detail, e.cause)
+	}
+	return e.Detail
+}
+
+func (e *Error) Unwrap() error { return e.cause }
+
+// Problem is an error as RFC 9457 has it, and as every refusal is answered.
+type Problem struct {
+	Type   string       `json:"type" required:"true" format:"uri-reference"`
+	Title  string       `json:"title" required:"true"`
+	Status int          `json:"status" required:"true" minimum:"400" maximum:"599"`
+	Detail string       `json:"detail" required:"true"`
+	Errors []FieldError `json:"errors,omitempty" description:"What is wrong with each field of a rejected input."`
+}
