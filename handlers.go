@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding"
@@ -10,9 +11,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"mime"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"reflect"
 	"regexp"
@@ -31,26 +32,40 @@ const (
 
 // operation is one row of the API. The mux and the OpenAPI document are both built from it.
 type operation struct {
-	method, path, tag, id, summary, description string
-	status                                      int
-	endpoint                                    endpoint
+	method, path, tag, id string
+	answers               []int // the statuses, that of success first; what every operation may refuse is left out
+	endpoint              endpoint
+	summary, description  string
 }
 
 func operations(s *Store, document *json.RawMessage) []operation {
 	return []operation{
-		{"GET", "/patients", "patients", "listPatients", "Find patients", "Patients by name, filtered by any part of the name, the present state and a doctor.", 200, handle(s.ListPatients)},
-		{"GET", "/patients/{patient_id}", "patients", "getPatient", "See a patient's present state", "The patient with the outcome of the latest current interaction.", 200, handle(s.GetPatient)},
-		{"GET", "/patients/{patient_id}/timeline", "patients", "getTimeline", "See a patient's health over time", "Consecutive current interactions of one outcome make one period, oldest first.", 200, handle(s.GetTimeline)},
-		{"GET", "/patients/{patient_id}/interactions", "interactions", "listInteractions", "Read a patient's history", "Newest first; only current entries, unless include_amended is true.", 200, handle(s.ListInteractions)},
-		{"POST", "/patients/{patient_id}/interactions", "interactions", "documentInteraction", "Document an interaction", "Records who saw the patient, when, and what was found.", 201, handle(s.DocumentInteraction)},
-		{"GET", "/patients/{patient_id}/interactions/{interaction_id}", "interactions", "getInteraction", "Read one interaction", "Any entry, amended or not.", 200, handle(s.GetInteraction)},
-		{"POST", "/patients/{patient_id}/interactions/{interaction_id}/amendments", "interactions", "amendInteraction", "Amend an interaction", "Replaces an entry, which stays readable; entered_in_error strikes it out. An entry can be amended once: 409 names the amendment.", 201, handle(s.AmendInteraction)},
-		{"GET", "/doctors", "doctors", "listDoctors", "List the doctors", "Doctors by name.", 200, handle(s.ListDoctors)},
-		{"GET", "/livez", "service", "checkLiveness", "Does the service run?", "Answers as long as the process serves.", 200, handle(func(context.Context, struct{}) (Health, error) { return Health{"ok"}, nil })},
-		{"GET", "/readyz", "service", "checkReadiness", "Does the database answer too?", "503 says what is missing.", 200, handle(s.Ready)},
-		{"GET", "/openapi.json", "service", "getDocument", "Read this document", "OpenAPI 3.1.", 200, handle(func(context.Context, struct{}) (json.RawMessage, error) { return *document, nil })},
+		{"GET", "/patients", "patients", "listPatients", []int{200, 503}, handle(s.ListPatients), "Find patients",
+			"By name, filtered by any part of the name, the present state and a doctor. All filters have to hold."},
+		{"GET", "/patients/{patient_id}", "patients", "getPatient", []int{200, 404, 503}, handle(s.GetPatient), "See a patient's present state",
+			"The health status is the outcome of the current interaction that occurred last, or `unknown` where there is none."},
+		{"GET", "/patients/{patient_id}/timeline", "patients", "getTimeline", []int{200, 404, 503}, handle(s.GetTimeline), "See a patient's health over time",
+			"Consecutive current interactions of one outcome make one period, oldest first. A period ends where the next begins."},
+		{"GET", "/patients/{patient_id}/interactions", "interactions", "listInteractions", []int{200, 404, 503}, handle(s.ListInteractions), "Read a patient's history",
+			"Newest first. Only current entries, that is, neither amended nor struck out, unless `include_amended` is true."},
+		{"POST", "/patients/{patient_id}/interactions", "interactions", "documentInteraction", []int{201, 404, 422, 503}, handle(s.DocumentInteraction), "Document an interaction",
+			"Who saw the patient, when, and what was found. Notes hold 1 to 10,000 characters, the body at most 128 KiB. With an `Idempotency-Key` the request can be repeated safely."},
+		{"GET", "/patients/{patient_id}/interactions/{interaction_id}", "interactions", "getInteraction", []int{200, 404, 503}, handle(s.GetInteraction), "Read one interaction",
+			"Any entry of the patient, amended or not."},
+		{"POST", "/patients/{patient_id}/interactions/{interaction_id}/amendments", "interactions", "amendInteraction", []int{201, 404, 409, 422, 503}, handle(s.AmendInteraction), "Amend an interaction",
+			"Replaces an entry, which stays readable; the outcome `entered_in_error` strikes it from the record. An entry can be amended once: a second request answers 409 and names the amendment, which can be amended in turn."},
+		{"GET", "/doctors", "doctors", "listDoctors", []int{200, 503}, handle(s.ListDoctors), "List the doctors",
+			"By name. Their ids are the `doctor_id` of interactions."},
+		{"GET", "/livez", "service", "checkLiveness", []int{200}, handle(checkLiveness), "Does the service run?",
+			"Answers as long as the process serves, whatever the database does."},
+		{"GET", "/readyz", "service", "checkReadiness", []int{200, 503}, handle(s.CheckReadiness), "Does the database answer too?",
+			"503 says what is missing."},
+		{"GET", "/openapi.json", "service", "getDocument", []int{200}, handle(func(context.Context, struct{}) (json.RawMessage, error) { return *document, nil }), "Read this document",
+			"OpenAPI 3.1, to generate clients from."},
 	}
 }
+
+func checkLiveness(context.Context, struct{}) (Health, error) { return Health{"ok"}, nil }
 
 // newHandler returns the whole service.
 func newHandler(s *Store, log *slog.Logger) (http.Handler, error) {
@@ -59,70 +74,47 @@ func newHandler(s *Store, log *slog.Logger) (http.Handler, error) {
 	for _, op := range all {
 		mux.HandleFunc(op.method+" "+op.path, func(w http.ResponseWriter, r *http.Request) {
 			res := w.(*response)
-			res.err = op.endpoint.serve(res, r, op.status)
+			res.err = op.endpoint.serve(res, r, op.answers[0])
 		})
-	}
-	var err error
-	if document, err = newDocument(all); err != nil {
-		return nil, err
 	}
 	mux.Handle("GET /docs/", swaggerUI())
 	mux.Handle("GET /{$}", http.RedirectHandler("/docs/", http.StatusFound))
-	return &service{mux, log, http.NewCrossOriginProtection()}, nil
+	var err error
+	document, err = newDocument(all)
+	return around(mux, log), err
 }
 
-// service is what every request goes through, whatever its path.
-type service struct {
-	mux         *http.ServeMux
-	log         *slog.Logger
-	crossOrigin *http.CrossOriginProtection
-}
-
-func (s *service) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	start, id := time.Now(), rand.Text()
-	w := &response{ResponseWriter: rw, status: http.StatusOK}
-	w.Header().Set("X-Request-Id", id)
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
-	defer cancel()
-	r = r.WithContext(ctx)
-	s.route(w, r)
-	if w.err != nil {
-		w.problem(w.err)
-	}
-	attrs := []any{"method", r.Method, "route", r.Pattern, "status", w.status, "duration", time.Since(start), "request_id", id}
-	if w.status >= 500 {
-		attrs = append(attrs, "error", w.err)
-	}
-	s.log.Info("request", attrs...)
-}
-
-func (s *service) route(w *response, r *http.Request) {
-	defer func() {
-		if p := recover(); p != nil {
-			w.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+// around is what every request goes through, whatever its path. It writes one log line, without a name, a note, a value
+// of the query or a body: these are medical records.
+func around(mux *http.ServeMux, log *slog.Logger) http.HandlerFunc {
+	crossOrigin := http.NewCrossOriginProtection()
+	return func(rw http.ResponseWriter, r *http.Request) {
+		start, id := time.Now(), rand.Text()
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		r = r.WithContext(ctx)
+		w := &response{ResponseWriter: rw}
+		w.Header().Set("X-Request-Id", id)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		defer func() {
+			if p := recover(); p != nil {
+				w.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			}
+			if w.err != nil {
+				w.problem()
+			}
+			attrs := []any{"method", r.Method, "route", r.Pattern, "status", w.status, "duration", time.Since(start), "request_id", id}
+			if w.status >= 500 {
+				attrs = append(attrs, "error", w.err)
+			}
+			log.Info("request", attrs...)
+		}()
+		if crossOrigin.Check(r) != nil {
+			w.err = refuse(403, "Another web page may not write here.")
+			return
 		}
-	}()
-	if s.crossOrigin.Check(r) != nil {
-		w.err = refuse(http.StatusForbidden, "Another web page may not write here.")
-		return
-	}
-	unmatched, pattern := s.mux.Handler(r)
-	if pattern != "" {
-		s.mux.ServeHTTP(w, r)
-		return
-	}
-	plain := httptest.NewRecorder()
-	unmatched.ServeHTTP(plain, r)
-	switch plain.Code {
-	case http.StatusNotFound:
-		w.err = refuse(http.StatusNotFound, "There is nothing at this path: see /docs/.")
-	case http.StatusMethodNotAllowed:
-		w.Header().Set("Allow", plain.Header().Get("Allow"))
-		w.err = refuse(http.StatusMethodNotAllowed, "This path does not take this method: see the header Allow.")
-	default:
-		unmatched.ServeHTTP(w, r)
+		mux.ServeHTTP(w, r)
 	}
 }
 
@@ -130,12 +122,27 @@ func (s *service) route(w *response, r *http.Request) {
 type response struct {
 	http.ResponseWriter
 	status int
-	err    error
+	err    error // to be answered as a problem
 }
 
+// WriteHeader turns the plain 404 and 405 of net/http into problems.
 func (w *response) WriteHeader(status int) {
 	w.status = status
-	w.ResponseWriter.WriteHeader(status)
+	switch {
+	case w.Header().Get("Content-Type") != "text/plain; charset=utf-8":
+		w.ResponseWriter.WriteHeader(status)
+	case status == 405:
+		w.err = refuse(status, "This path does not take this method: the header Allow names those that it takes.")
+	default:
+		w.err = refuse(status, "There is nothing at this path: /docs/ shows the paths that there are.")
+	}
+}
+
+func (w *response) Write(body []byte) (int, error) {
+	if w.err != nil {
+		return len(body), nil
+	}
+	return w.ResponseWriter.Write(body)
 }
 
 func (w *response) json(status int, contentType string, v any) error {
@@ -145,44 +152,28 @@ func (w *response) json(status int, contentType string, v any) error {
 	if err := encoder.Encode(v); err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
+	w.status = status
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
 	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	w.Write(body.Bytes()) // a client that is gone needs no answer
+	w.ResponseWriter.WriteHeader(status)
+	w.ResponseWriter.Write(body.Bytes()) // a client that is gone needs no answer
 	return nil
 }
 
-// refusal of the HTTP layer itself, which no Kind names.
-type httpError struct {
-	status int
-	detail string
-	fields []FieldError
-}
-
-func (e *httpError) Error() string { return e.detail }
-
-func refuse(status int, detail string, fields ...FieldError) error {
-	return &httpError{status, detail, fields}
-}
-
-// problem is the only place that knows the statuses of errors.
-func (w *response) problem(err error) {
-	p := Problem{Type: "about:blank", Status: http.StatusInternalServerError, Detail: "The service has a defect: tell its operator the X-Request-Id."}
-	var own *httpError
-	var domain *Error
-	switch {
-	case errors.As(err, &own):
-		p.Status, p.Detail, p.Errors = own.status, own.detail, own.fields
-	case errors.As(err, &domain):
-		p.Status = map[Kind]int{NotFound: 404, Conflict: 409, Invalid: 422, Unavailable: 503}[domain.Kind]
-		p.Detail, p.Errors = domain.Detail, domain.Fields
-	}
-	p.Title = http.StatusText(p.Status)
-	if p.Status == http.StatusServiceUnavailable {
+// problem answers with w.err, which is a defect of ours where it is no Problem.
+func (w *response) problem() {
+	problem := refuse(500, "The service has a defect: tell its operator the X-Request-Id.")
+	errors.As(w.err, &problem)
+	problem.Type, problem.Title = "about:blank", http.StatusText(problem.Status)
+	if problem.Status == 503 {
 		w.Header().Set("Retry-After", "1")
 	}
-	w.json(p.Status, "application/problem+json", p)
+	w.json(problem.Status, "application/problem+json", problem)
+}
+
+func refuse(status int, detail string, faults ...FieldError) *Problem {
+	return &Problem{Status: status, Detail: detail, Errors: faults}
 }
 
 // endpoint is a typed function as HTTP sees it.
@@ -204,7 +195,7 @@ func handle[In, Out any](answer func(context.Context, In) (Out, error)) endpoint
 		if err != nil {
 			return err
 		}
-		if made, ok := any(out).(Interaction); ok && status == http.StatusCreated {
+		if made, ok := any(out).(Interaction); ok && status == 201 {
 			w.Header().Set("Location", fmt.Sprintf("/patients/%d/interactions/%d", made.PatientID, made.ID))
 		}
 		return w.json(status, "application/json", out)
@@ -213,40 +204,26 @@ func handle[In, Out any](answer func(context.Context, In) (Out, error)) endpoint
 
 // field is one field of an input, with the limits of its tags.
 type field struct {
-	index          []int
-	source, name   string
-	byDefault      string
-	min, max       int64
-	enum           []string
-	pattern        *regexp.Regexp
-	required, body bool
+	index                   []int
+	source, name, byDefault string
+	min, max                int64 // of a number, or of the length of a text
+	enum                    []string
+	pattern                 *regexp.Regexp
 }
 
 func fieldsOf(t reflect.Type) (fields []field) {
-	for _, f := range reflect.VisibleFields(t) {
+	for _, v := range reflect.VisibleFields(t) {
 		for _, source := range []string{"path", "query", "header", "json"} {
-			name, _, _ := strings.Cut(f.Tag.Get(source), ",")
+			name, _, _ := strings.Cut(v.Tag.Get(source), ",")
 			if name == "" || name == "-" {
 				continue
 			}
-			number := func(tags ...string) int64 {
-				for _, tag := range tags[:2] {
-					if n, err := strconv.ParseInt(f.Tag.Get(tag), 10, 64); err == nil {
-						return n
-					}
-				}
-				n, _ := strconv.ParseInt(tags[2], 10, 64)
-				return n
-			}
-			one := field{index: f.Index, source: source, name: name, byDefault: f.Tag.Get("default"), body: source == "json", required: f.Tag.Get("required") == "true",
-				min: number("minimum", "minLength", "0"), max: number("maximum", "maxLength", "9223372036854775807")}
-			if enum := f.Tag.Get("enum"); enum != "" {
-				one.enum = strings.Split(enum, ",")
-			}
-			if pattern := f.Tag.Get("pattern"); pattern != "" {
-				one.pattern = regexp.MustCompile(pattern)
-			}
-			fields = append(fields, one)
+			f := field{index: v.Index, source: source, name: name, byDefault: v.Tag.Get("default"), max: math.MaxInt64}
+			fmt.Sscan(v.Tag.Get("minimum")+v.Tag.Get("minLength"), &f.min)
+			fmt.Sscan(v.Tag.Get("maximum")+v.Tag.Get("maxLength"), &f.max)
+			f.enum = strings.FieldsFunc(v.Tag.Get("enum"), func(c rune) bool { return c == ',' })
+			f.pattern = regexp.MustCompile(v.Tag.Get("pattern"))
+			fields = append(fields, f)
 		}
 	}
 	return fields
@@ -258,121 +235,109 @@ func decode(r *http.Request, fields []field, in any) error {
 	if err != nil {
 		return refuse(400, "The query cannot be read: escape its special characters with %.")
 	}
-	var faults, bodyFaults []FieldError
-	for name, values := range query {
-		if !slices.ContainsFunc(fields, func(f field) bool { return f.source == "query" && f.name == name }) {
-			faults = append(faults, FieldError{name, "is no parameter of this operation"})
-		} else if len(values) > 1 {
-			faults = append(faults, FieldError{name, "must be given once"})
-		}
-	}
-	v := reflect.ValueOf(in).Elem()
-	if slices.ContainsFunc(fields, func(f field) bool { return f.body }) {
+	if r.Method == http.MethodPost {
 		if err := decodeBody(r, in); err != nil {
 			return err
 		}
 	}
+	var unreadable, unacceptable []FieldError
 	for _, f := range fields {
-		if f.body {
-			if fault := f.fault(v.FieldByIndex(f.index)); fault != "" {
-				bodyFaults = append(bodyFaults, FieldError{f.name, fault})
-			}
+		v := reflect.ValueOf(in).Elem().FieldByIndex(f.index)
+		if f.source == "json" {
+			unacceptable = append(unacceptable, f.faults(v)...)
 			continue
 		}
-		text, given := f.byDefault, f.byDefault != ""
-		switch values := r.Header.Values(f.name); f.source {
-		case "path":
-			text, given = r.PathValue(f.name), true
-		case "query":
-			if value := query.Get(f.name); value != "" {
-				text, given = value, true
-			}
-		case "header":
-			if len(values) > 1 {
-				faults = append(faults, FieldError{f.name, "must be given once"})
-			}
-			if len(values) > 0 {
-				text, given = values[0], true
-			}
-		}
-		if !given {
-			continue
-		}
-		if fault := f.set(v.FieldByIndex(f.index), text); fault != "" {
-			faults = append(faults, FieldError{f.name, fault})
+		unreadable = append(unreadable, f.set(v, f.values(r, query))...)
+		if f.source == "query" {
+			delete(query, f.name)
 		}
 	}
-	if e, ok := in.(interface{ faults(time.Time) []FieldError }); ok {
-		bodyFaults = append(bodyFaults, e.faults(time.Now())...)
+	for name := range query {
+		unreadable = append(unreadable, FieldError{name, "is no parameter of this operation"})
 	}
-	if faults != nil {
-		return refuse(400, "The request cannot be read: see errors.", faults...)
+	if entry, ok := in.(interface{ faults() []FieldError }); ok {
+		unacceptable = append(unacceptable, entry.faults()...)
 	}
-	if bodyFaults != nil {
-		return invalid(bodyFaults...)
+	if unreadable != nil {
+		return refuse(400, "The request cannot be read: mend what errors names.", unreadable...)
+	}
+	if unacceptable != nil {
+		return invalid(unacceptable...)
 	}
 	return nil
 }
 
-func (f field) set(v reflect.Value, text string) string {
-	switch to := v.Addr().Interface().(type) {
-	case encoding.TextUnmarshaler:
-		if err := to.UnmarshalText([]byte(text)); err != nil {
-			return err.Error()
-		}
-		return ""
-	case **time.Time:
-		at, err := time.Parse(time.RFC3339, text)
-		if err != nil {
-			return "must be a time such as 2024-05-13T09:30:00Z (in a URL write + as %2B)"
-		}
-		*to = &at
-		return ""
-	case *bool:
-		*to = text == "true"
-		if text != "true" && text != "false" {
-			return "must be true or false"
-		}
-		return ""
-	case *int64:
-		n, err := strconv.ParseInt(text, 10, 64)
-		if err != nil {
-			return fmt.Sprintf("must be an integer from %d to %d", f.min, f.max)
-		}
-		*to = n
-	case *string:
-		*to = text
+// values returns what the request gives for the field. An empty value of the query counts as not given.
+func (f field) values(r *http.Request, query url.Values) []string {
+	values := query[f.name]
+	switch {
+	case f.source == "path":
+		return []string{r.PathValue(f.name)}
+	case f.source == "header":
+		return r.Header.Values(f.name)
+	case len(values) > 1 || len(values) == 1 && values[0] != "":
+		return values
+	case f.byDefault != "":
+		return []string{f.byDefault}
 	}
-	return f.fault(v)
+	return nil
 }
 
-// fault says what is wrong with a value, or nothing.
-func (f field) fault(v reflect.Value) string {
-	if f.required && v.IsZero() {
-		return "must be given and must not be empty"
+func (f field) set(v reflect.Value, values []string) []FieldError {
+	if len(values) == 0 {
+		return nil
 	}
-	switch v.Kind() {
-	case reflect.Int64:
-		if n := v.Int(); n < f.min || n > f.max {
-			return fmt.Sprintf("must be an integer from %d to %d", f.min, f.max)
-		}
-	case reflect.String:
-		switch text := v.String(); {
-		case int64(utf8.RuneCountInString(text)) < f.min:
-			return "must not be empty"
-		case int64(utf8.RuneCountInString(text)) > f.max:
-			return fmt.Sprintf("must be at most %d characters long", f.max)
-		case strings.ContainsRune(text, 0):
-			return "must not contain the character NUL"
-		case !utf8.ValidString(text):
-			return "must be UTF-8"
-		case f.pattern != nil && !f.pattern.MatchString(text):
-			return "must match " + f.pattern.String()
-		case f.enum != nil && !slices.Contains(f.enum, text):
-			return "must be one of " + strings.Join(f.enum, ", ")
-		}
+	if len(values) > 1 {
+		return []FieldError{{f.name, "must be given once"}}
 	}
-	return ""
+	if v.Kind() == reflect.Pointer {
+		v.Set(reflect.New(v.Type().Elem()))
+		v = v.Elem()
+	}
+	switch to := v.Addr().Interface().(type) {
+	case encoding.TextUnmarshaler:
+		if err := to.UnmarshalText([]byte(values[0])); err != nil {
+			return []FieldError{{f.name, err.Error()}}
+		}
+		return nil
+	case *bool:
+		*to = values[0] == "true"
+		if !*to && values[0] != "false" {
+			return []FieldError{{f.name, "must be true or false"}}
+		}
+	case *int64: // what is none stays 0, which no number here may be
+		if n, err := strconv.ParseInt(values[0], 10, 64); err == nil {
+			*to = n
+		}
+	case *string:
+		*to = values[0]
+	}
+	return f.faults(v)
+}
+
+// faults says what is wrong with a value. One that is missing is 0 or empty, which the limits of a required one exclude.
+func (f field) faults(v reflect.Value) []FieldError {
+	length := int64(utf8.RuneCountInString(v.String()))
+	fault := ""
+	switch text := v.String(); {
+	case v.Kind() == reflect.Int64 && (v.Int() < f.min || v.Int() > f.max):
+		fault = fmt.Sprintf("must be an integer from %d to %d", f.min, f.max)
+	case v.Kind() != reflect.String:
+	case length < f.min:
+		fault = "must not be empty"
+	case length > f.max:
+		fault = fmt.Sprintf("must be at most %d characters long", f.max)
+	case strings.ContainsRune(text, 0) || !utf8.ValidString(text):
+		fault = "must be UTF-8 without the character NUL"
+	case !f.pattern.MatchString(text):
+		fault = "must match " + f.pattern.String()
+	case len(f.enum) > 0 && !slices.Contains(f.enum, text):
+		fault = "must be one of " + strings.Join(f.enum, ", ")
+	}
+	if fault == "" {
+		return nil
+	}
+	return []FieldError{{f.name, fault}}
 }
 
 // soundEscape matches every escape of a JSON string but half a surrogate pair, which encoding/json would replace in silence.
@@ -380,15 +345,13 @@ var soundEscape = regexp.MustCompile(`\\(?:[^u]|u[^dD]...|u[dD][0-7]..|u[dD][89a
 
 func decodeBody(r *http.Request, in any) error {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return refuse(http.StatusUnsupportedMediaType, "The body must be application/json.")
+		return refuse(415, "The body must be application/json.")
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
-	var wrongType *json.UnmarshalTypeError
-	var noTime *time.ParseError
 	switch {
 	case errors.As(err, &tooLarge):
-		return refuse(http.StatusRequestEntityTooLarge, "The body must be at most 128 KiB.")
+		return refuse(413, "The body must be at most 128 KiB.")
 	case err != nil:
 		return refuse(400, "The body did not arrive whole.")
 	case !utf8.Valid(body):
@@ -399,13 +362,12 @@ func decodeBody(r *http.Request, in any) error {
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
 	err = decoder.Decode(in)
-	switch {
-	case errors.As(err, &wrongType):
+	var wrongType *json.UnmarshalTypeError
+	if errors.As(err, &wrongType) { // its own text names Go types
 		name := wrongType.Field[strings.LastIndexByte(wrongType.Field, '.')+1:]
-		return refuse(400, "The body has a value of a wrong type.", FieldError{name, "must not be a " + wrongType.Value})
-	case errors.As(err, &noTime):
-		return refuse(400, "The body has a time that is none: write it as 2024-05-13T09:30:00Z.")
-	case err != nil:
+		return refuse(400, "The body has a value of a wrong type.", FieldError{cmp.Or(name, "body"), "must not be of the type " + wrongType.Value})
+	}
+	if err != nil {
 		return refuse(400, "The body cannot be read: "+strings.TrimPrefix(err.Error(), "json: ")+".")
 	}
 	if _, err := decoder.Token(); err != io.EOF {

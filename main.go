@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	_ "embed"
@@ -15,6 +16,7 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,23 +32,29 @@ var schemaSQL string
 var seedSQL string
 
 const (
-	readTimeout  = 5 * time.Second  // headers and body; a slow client costs itself the connection
-	writeTimeout = 15 * time.Second // a slow reader as well
-	stopTimeout  = 8 * time.Second  // for requests in flight; Docker kills after 10
+	readTimeout    = 5 * time.Second  // headers and body; a slow client costs itself the connection
+	writeTimeout   = 15 * time.Second // a slow reader as well
+	idleTimeout    = 2 * time.Minute  // between two requests, longer than proxies keep a connection
+	stopTimeout    = 8 * time.Second  // for requests in flight; Docker kills after 10
+	maxHeaderBytes = 16 << 10         // ten times what a browser sends
 )
 
 func main() {
-	if err := run(context.Background(), os.Getenv); err != nil {
+	if err := run(context.Background(), os.Getenv, os.Args[1:]...); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, getenv func(string) string) error {
+// run is the program. With the argument "ready" it only asks the running service whether it is.
+func run(ctx context.Context, getenv func(string) string, args ...string) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	addr := cmp.Or(getenv("ADDR"), "127.0.0.1:8080")
+	if slices.Equal(args, []string{"ready"}) {
+		return askReady(addr)
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: stop the program that does, or set ADDR to another address: %w", addr, err)
@@ -74,150 +82,100 @@ func run(ctx context.Context, getenv func(string) string) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: handler, ReadTimeout: readTimeout, WriteTimeout: writeTimeout}
+	log.Info("serving", "url", "http://"+listener.Addr().String()+"/docs/")
+	return serve(ctx, listener, handler)
+}
+
+// serve answers requests until ctx ends, and then those that are in flight.
+func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	server := &http.Server{Handler: handler, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes}
 	stopped := make(chan error, 1)
-	go func() {
-		<-ctx.Done()
+	context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()
 		stopped <- server.Shutdown(grace)
-	}()
-	log.Info("serving", "url", "http://"+listener.Addr().String()+"/docs/")
+	})
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return <-stopped
 }
 
-// dataFolder is where go run . keeps its database: in the checkout, or as root in the home of the user postgres, since
+// askReady is the health check of an image that has no shell.
+func askReady(addr string) error {
+	answer, err := http.Get("http://" + addr + "/readyz")
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return errors.New(answer.Status)
+	}
+	return nil
+}
+
+// dataFolder is where go run . keeps its data: in the checkout, or as root in the home of the user postgres, since
 // PostgreSQL refuses root and that user may not enter every checkout.
 func dataFolder() (string, error) {
 	checkout, err := os.Getwd()
-	if err != nil || os.Getuid() != 0 {
-		return filepath.Join(checkout, ".postgres"), err
+	if owner, err := user.Lookup("postgres"); os.Getuid() == 0 && err == nil {
+		return filepath.Join(owner.HomeDir, "patient-interactions-"+url.PathEscape(checkout)), nil
 	}
-	owner, err := user.Lookup("postgres")
-	if err != nil {
-		return "", errors.New("PostgreSQL refuses to run as root and there is no user postgres: run as an ordinary user, or set DATABASE_URL")
-	}
-	return filepath.Join(owner.HomeDir, "patient-interactions-"+url.PathEscape(checkout)), nil
+	return filepath.Join(checkout, ".postgres"), err
 }
 
 // postgres is a private server, reached by a unix socket only.
 type postgres struct {
-	bin, data, socket, url string
-	owner                  *syscall.Credential // nil: the user who runs this program
-	lock                   *os.File
+	programs, data, socket, url string
+	user                        *syscall.Credential // nil: the user who runs this program
+	lock                        *os.File
 }
 
-// startPostgres starts the installed PostgreSQL with its data in folder, and loads schema and seed the first time.
-func startPostgres(ctx context.Context, folder string, options ...string) (*postgres, error) {
-	p := &postgres{bin: postgresPrograms()}
-	version, err := exec.Command(filepath.Join(p.bin, "postgres"), "--version").Output()
-	words := strings.Fields(string(version))
+// startPostgres starts the installed PostgreSQL with its data in folder, and loads schema and seed the first time. If a
+// killed run left its PostgreSQL running, that one is stopped first.
+func startPostgres(ctx context.Context, folder string, settings ...string) (*postgres, error) {
+	p := &postgres{programs: findPrograms()}
+	version, err := exec.Command(filepath.Join(p.programs, "postgres"), "--version").Output()
+	words := strings.Fields(string(version)) // postgres (PostgreSQL) 15.18 (Debian …)
 	if err != nil || len(words) < 3 {
 		return nil, errors.New("PostgreSQL is not installed: run 'sudo apt-get install -y postgresql' (macOS: 'brew install postgresql'), or set DATABASE_URL")
 	}
 	major, _, _ := strings.Cut(words[2], ".")
 	p.data = filepath.Join(folder, major)
-	if p.socket, err = os.MkdirTemp("", "pg"); err != nil {
-		return nil, err
-	}
 	if err := p.claim(folder); err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(filepath.Join(p.data, "PG_VERSION")); err != nil {
-		fresh := p.data + ".new" // a killed initdb leaves half a folder
-		if err := os.RemoveAll(fresh); err != nil {
-			return nil, err
-		}
-		if err := p.run("initdb", "-D", fresh, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"); err != nil {
-			return nil, err
-		}
-		if err := os.Rename(fresh, p.data); err != nil {
-			return nil, err
-		}
-	}
-	if p.run("pg_ctl", "-D", p.data, "status") == nil { // the service was killed, its PostgreSQL was not
-		if err := p.run("pg_ctl", "-D", p.data, "-m", "fast", "-w", "stop"); err != nil {
-			return nil, err
-		}
-	}
-	settings := append([]string{"listen_addresses=", "unix_socket_directories=" + p.socket, "log_error_verbosity=terse"}, options...)
-	if err := p.run("pg_ctl", "-D", p.data, "-l", filepath.Join(p.data, "server.log"), "-w", "-o", "-c "+strings.Join(settings, " -c "), "start"); err != nil {
-		return nil, err
-	}
+	settings = append(settings, "listen_addresses=", "unix_socket_directories="+p.socket, "log_error_verbosity=terse")
 	p.url = "postgres:///postgres?user=postgres&host=" + url.QueryEscape(p.socket)
-	if err := load(ctx, p.url); err != nil {
+	if err = p.initialize(); err == nil {
+		err = p.run("pg_ctl", "restart", "-D", p.data, "-l", filepath.Join(p.data, "server.log"), "-o", "-c "+strings.Join(settings, " -c "))
+	}
+	if err == nil {
+		err = load(ctx, p.url)
+	}
+	if err != nil {
 		p.stop()
 		return nil, err
 	}
 	return p, nil
 }
 
-// claim makes folder this program's alone, and hands it to the user who may run PostgreSQL.
-func (p *postgres) claim(folder string) error {
-	err := os.MkdirAll(folder, 0o700)
-	if err == nil && os.Getuid() == 0 {
-		var owner *user.User
-		if owner, err = user.Lookup("postgres"); err != nil {
-			return err
-		}
-		uid, _ := strconv.Atoi(owner.Uid)
-		gid, _ := strconv.Atoi(owner.Gid)
-		p.owner = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-		err = errors.Join(os.Chown(folder, uid, gid), os.Chown(p.socket, uid, gid))
-	}
-	if err == nil {
-		p.lock, err = os.Create(filepath.Join(folder, "lock"))
-	}
-	if err != nil {
-		return fmt.Errorf("prepare the folder of PostgreSQL: %w", err)
-	}
-	if syscall.Flock(int(p.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		return fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", folder)
-	}
-	return nil
-}
-
-// run runs one of PostgreSQL's programs. pg_ctl gives the server a session of its own, which Ctrl-C does not reach.
-func (p *postgres) run(program string, args ...string) error {
-	cmd := exec.Command(filepath.Join(p.bin, program), args...)
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.owner}
-	output, err := os.CreateTemp("", "pg") // not a pipe: the server would keep it open
-	if err != nil {
-		return err
-	}
-	defer os.Remove(output.Name())
-	cmd.Stdout, cmd.Stderr = output, output
-	if err := cmd.Run(); err != nil {
-		said, _ := os.ReadFile(output.Name())
-		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(said)))
-	}
-	return nil
-}
-
 func (p *postgres) stop() {
-	p.run("pg_ctl", "-D", p.data, "-m", "fast", "-w", "stop")
+	p.run("pg_ctl", "stop", "-D", p.data) // one that does not run has stopped
 	os.RemoveAll(p.socket)
 	p.lock.Close()
 }
 
-// postgresPrograms returns the folder of PostgreSQL's programs, or nothing.
-func postgresPrograms() string {
-	var folders []string
-	if path, err := exec.LookPath("pg_ctl"); err == nil {
-		folders = append(folders, filepath.Dir(path))
-	}
+// findPrograms returns the folder of PostgreSQL's programs, or nothing.
+func findPrograms() string {
+	folders := filepath.SplitList(os.Getenv("PATH"))
 	if bindir, err := exec.Command("pg_config", "--bindir").Output(); err == nil {
 		folders = append(folders, strings.TrimSpace(string(bindir)))
 	}
-	for _, pattern := range []string{"/usr/lib/postgresql/[1-9][0-9]/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/opt/postgresql@*/bin"} {
+	for _, pattern := range []string{"/usr/lib/postgresql/[1-9][0-9]/bin", "/opt/homebrew/opt/postgresql@[1-9][0-9]/bin", "/usr/local/opt/postgresql@[1-9][0-9]/bin"} {
 		found, _ := filepath.Glob(pattern)
-		for i := len(found) - 1; i >= 0; i-- { // the newest first
-			folders = append(folders, found[i])
-		}
+		slices.Reverse(found) // the newest first
+		folders = append(folders, found...)
 	}
 	for _, folder := range folders {
 		if _, err := os.Stat(filepath.Join(folder, "initdb")); err == nil {
@@ -225,6 +183,57 @@ func postgresPrograms() string {
 		}
 	}
 	return ""
+}
+
+// claim makes folder this program's alone, with a socket in a folder whose name is short enough for one, and hands both
+// to the user who may run PostgreSQL.
+func (p *postgres) claim(folder string) (err error) {
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return err
+	}
+	if p.lock, err = os.Create(filepath.Join(folder, "lock")); err != nil {
+		return err
+	}
+	if syscall.Flock(int(p.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		return fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", folder)
+	}
+	if p.socket, err = os.MkdirTemp("", "pg"); err != nil || os.Getuid() != 0 {
+		return err
+	}
+	owner, err := user.Lookup("postgres")
+	if err != nil {
+		return errors.New("PostgreSQL refuses to run as root and there is no user postgres: run as an ordinary user, or set DATABASE_URL")
+	}
+	uid, _ := strconv.Atoi(owner.Uid)
+	gid, _ := strconv.Atoi(owner.Gid)
+	p.user = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	return errors.Join(os.Chown(folder, uid, gid), os.Chown(p.socket, uid, gid))
+}
+
+// initialize makes the data the first time, whole or not at all: a killed initdb leaves half of it.
+func (p *postgres) initialize() error {
+	if _, err := os.Stat(p.data); err == nil {
+		return nil
+	}
+	fresh := p.data + ".new"
+	if err := os.RemoveAll(fresh); err != nil {
+		return err
+	}
+	if err := p.run("initdb", "-D", fresh, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"); err != nil {
+		return err
+	}
+	return os.Rename(fresh, p.data)
+}
+
+// run runs one of PostgreSQL's programs, in a process group of its own, so that Ctrl-C reaches the service first.
+func (p *postgres) run(program string, args ...string) error {
+	cmd := exec.Command(filepath.Join(p.programs, program), args...)
+	cmd.Dir = "/" // the user postgres may not enter the checkout
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.user, Setpgid: true}
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", program, err, bytes.TrimSpace(said))
+	}
+	return nil
 }
 
 // load loads schema and seed in one transaction, unless the tables are there.

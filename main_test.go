@@ -185,7 +185,7 @@ func TestHistoryPagesNewestFirstWithoutGapOrRepeat(t *testing.T) {
 func TestHealthStatusFollowsTheLatestCurrentInteraction(t *testing.T) {
 	t.Parallel()
 	patient := newPatient(t, "Followed")
-	require.Equal(t, Unknown, stateOf(t, patient).HealthStatus)
+	require.Equal(t, HealthStatus("unknown"), stateOf(t, patient).HealthStatus)
 	ill := documents(t, history(patient), "unhealthy", "2024-02-01T09:00:00Z")
 	documents(t, history(patient), "healthy", "2024-01-01T09:00:00Z") // a late entry
 	require.Equal(t, HealthStatus("unhealthy"), stateOf(t, patient).HealthStatus)

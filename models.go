@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -11,68 +12,60 @@ import (
 // fast can still document what happens now.
 const maxAhead = 5 * time.Minute
 
-// Outcome is what the doctor found. EnteredInError is only ever the outcome of an amendment: it strikes the amended
+// Outcome is what the doctor found; entered_in_error is only ever the outcome of an amendment: it strikes the amended
 // entry from the record.
 type Outcome string
 
 // HealthStatus is the outcome of a patient's latest current interaction, or unknown where there is none.
 type HealthStatus string
 
-const (
-	Healthy        Outcome = "healthy"
-	Unhealthy      Outcome = "unhealthy"
-	EnteredInError Outcome = "entered_in_error"
-
-	Unknown HealthStatus = "unknown"
-)
+// Enum lists the values for the OpenAPI document.
+func (Outcome) Enum() []any { return []any{"healthy", "unhealthy", "entered_in_error"} }
 
 // Enum lists the values for the OpenAPI document.
-func (Outcome) Enum() []any { return []any{Healthy, Unhealthy, EnteredInError} }
-
-// Enum lists the values for the OpenAPI document.
-func (HealthStatus) Enum() []any { return []any{Healthy, Unhealthy, Unknown} }
+func (HealthStatus) Enum() []any { return []any{"healthy", "unhealthy", "unknown"} }
 
 // Doctor is who documents.
 type Doctor struct {
-	ID        int64  `json:"id" required:"true"`
-	Name      string `json:"name" required:"true"`
-	Specialty string `json:"specialty" required:"true"`
+	ID        int64  `json:"id" required:"true" example:"1"`
+	Name      string `json:"name" required:"true" example:"Dr. Hanne Brookfeldt"`
+	Specialty string `json:"specialty" required:"true" example:"General practice"`
 }
 
 // Patient is whom an interaction is about, with the present state.
 type Patient struct {
-	ID                int64        `json:"id" required:"true"`
-	Name              string       `json:"name" required:"true"`
-	BirthDate         string       `json:"birth_date" required:"true" format:"date"`
+	ID                int64        `json:"id" required:"true" example:"1"`
+	Name              string       `json:"name" required:"true" example:"Clara Wendelhorst"`
+	BirthDate         string       `json:"birth_date" required:"true" format:"date" example:"1958-03-14"`
 	HealthStatus      HealthStatus `json:"health_status" required:"true"`
-	LastInteractionAt *time.Time   `json:"last_interaction_at" required:"true" description:"When the interaction that gives the health status occurred; null while it is unknown."`
+	LastInteractionAt *time.Time   `json:"last_interaction_at" required:"true" description:"When the interaction that gives the health status occurred; null while it is unknown." example:"2019-01-15T09:10:00Z"`
 }
 
 // DoctorReference names the doctor of an interaction.
 type DoctorReference struct {
-	ID   int64  `json:"id" required:"true"`
-	Name string `json:"name" required:"true"`
+	ID   int64  `json:"id" required:"true" example:"1"`
+	Name string `json:"name" required:"true" example:"Dr. Hanne Brookfeldt"`
 }
 
 // Interaction is one documented contact between a doctor and a patient. It is never changed: an amendment replaces it.
 type Interaction struct {
-	ID         int64           `json:"id" required:"true"`
-	PatientID  int64           `json:"patient_id" required:"true"`
+	ID         int64           `json:"id" required:"true" example:"1"`
+	PatientID  int64           `json:"patient_id" required:"true" example:"1"`
 	Doctor     DoctorReference `json:"doctor" required:"true"`
-	OccurredAt time.Time       `json:"occurred_at" required:"true"`
-	RecordedAt time.Time       `json:"recorded_at" required:"true" description:"When the database took the entry in."`
+	OccurredAt time.Time       `json:"occurred_at" required:"true" description:"When the doctor saw the patient." example:"2019-01-15T09:10:00Z"`
+	RecordedAt time.Time       `json:"recorded_at" required:"true" description:"When the entry was written." example:"2019-01-15T09:27:00Z"`
 	Outcome    Outcome         `json:"outcome" required:"true"`
-	Notes      string          `json:"notes" required:"true"`
-	Amends     *int64          `json:"amends" required:"true" format:"int64" description:"The earlier entry that this one replaces."`
-	AmendedBy  *int64          `json:"amended_by" required:"true" format:"int64" description:"The later entry that replaced this one."`
+	Notes      string          `json:"notes" required:"true" example:"New patient, registration check-up. No complaints."`
+	Amends     *int64          `json:"amends" required:"true" format:"int64" description:"The earlier entry that this one replaces, or null." examples:"[null]"`
+	AmendedBy  *int64          `json:"amended_by" required:"true" format:"int64" description:"The later entry that replaced this one, or null." examples:"[null]"`
 }
 
 // Period is a time in which consecutive current interactions had one outcome.
 type Period struct {
 	Outcome      Outcome    `json:"outcome" required:"true"`
-	From         time.Time  `json:"from" required:"true"`
-	To           *time.Time `json:"to" required:"true" description:"Where the next period begins; null while this one lasts."`
-	Interactions int64      `json:"interactions" required:"true" minimum:"1" description:"How many current interactions the period holds."`
+	From         time.Time  `json:"from" required:"true" example:"2019-01-15T09:10:00Z"`
+	To           *time.Time `json:"to" required:"true" description:"Where the next period begins; null while this one lasts." example:"2019-11-19T08:25:00Z"`
+	Interactions int64      `json:"interactions" required:"true" minimum:"1" description:"How many current interactions the period holds." example:"1"`
 }
 
 // Timeline is a patient's health over time, oldest period first.
@@ -89,7 +82,7 @@ type Health struct {
 // Page is a part of a list. NextCursor is nil on the last page.
 type Page[T any] struct {
 	Items      []T     `json:"items" required:"true" nullable:"false"`
-	NextCursor *Cursor `json:"next_cursor" required:"true" description:"The cursor of the next page; null on the last one."`
+	NextCursor *Cursor `json:"next_cursor" required:"true" description:"The cursor of the next page; null on the last one." examples:"[null]"`
 }
 
 // Cursor is the place after the item with this id, so it tells nothing about the item. To clients it is an opaque
@@ -99,13 +92,38 @@ type Cursor int64
 // MarshalText writes the cursor as it stands in an answer.
 func (c Cursor) MarshalText() ([]byte, error) { return strconv.AppendInt(nil, int64(c), 10), nil }
 
-// UnmarshalText refuses what MarshalText did not write.
+// UnmarshalText refuses what MarshalText does not write.
 func (c *Cursor) UnmarshalText(text []byte) error {
 	id, err := strconv.ParseInt(string(text), 10, 64)
-	if err != nil || id < 1 {
-		return fmt.Errorf("must be the next_cursor of a page of this list")
+	if err != nil || id < 1 || strconv.FormatInt(id, 10) != string(text) {
+		return errors.New("must be the next_cursor of a page of this list")
 	}
 	*c = Cursor(id)
+	return nil
+}
+
+// Instant is a time that a client sends, cut to the microsecond that PostgreSQL keeps.
+type Instant time.Time
+
+// MarshalText makes the OpenAPI document show a string.
+func (i Instant) MarshalText() ([]byte, error) { return time.Time(i).MarshalText() }
+
+// UnmarshalText takes RFC 3339 with any offset.
+func (i *Instant) UnmarshalText(text []byte) error {
+	at, err := time.Parse(time.RFC3339, string(text))
+	if err != nil {
+		return errors.New("must be a time with an offset, such as 2024-05-13T09:30:00Z (in a URL, + is %2B)")
+	}
+	*i = Instant(at.Truncate(time.Microsecond))
+	return nil
+}
+
+// Notes is text without white space around it, as Unicode defines white space.
+type Notes string
+
+// UnmarshalText trims.
+func (n *Notes) UnmarshalText(text []byte) error {
+	*n = Notes(strings.TrimSpace(string(text)))
 	return nil
 }
 
@@ -117,7 +135,7 @@ type Paging struct {
 	Cursor Cursor `query:"cursor" description:"The next_cursor of the page before; the first page if not given."`
 }
 
-// PatientFilter selects patients. A zero value does not filter, here and in InteractionFilter.
+// PatientFilter selects patients. What is not given does not filter, here and in InteractionFilter.
 type PatientFilter struct {
 	Paging
 	Search       string `query:"search" maxLength:"100" description:"Any part of the name, in any case."`
@@ -140,20 +158,20 @@ type InteractionPath struct {
 type InteractionFilter struct {
 	PatientPath
 	Paging
-	Outcome        string     `query:"outcome" enum:"healthy,unhealthy,entered_in_error" description:"What the doctor found."`
-	DoctorID       int64      `query:"doctor_id" minimum:"1" description:"The doctor who documented."`
-	From           *time.Time `query:"from" nullable:"false" description:"The earliest occurred_at, itself included. In a URL write a plus sign as %2B."`
-	To             *time.Time `query:"to" nullable:"false" description:"The latest occurred_at, itself excluded."`
-	IncludeAmended bool       `query:"include_amended" default:"false" description:"Show every entry ever written, not only the current ones."`
+	Outcome        string   `query:"outcome" enum:"healthy,unhealthy,entered_in_error" description:"What the doctor found."`
+	DoctorID       int64    `query:"doctor_id" minimum:"1" description:"The doctor who documented."`
+	From           *Instant `query:"from" format:"date-time" nullable:"false" description:"The earliest occurred_at, itself included. In a URL write a plus sign as %2B."`
+	To             *Instant `query:"to" format:"date-time" nullable:"false" description:"The latest occurred_at, itself excluded."`
+	IncludeAmended bool     `query:"include_amended" default:"false" description:"Show every entry ever written, not only the current ones."`
 }
 
 // Entry is what a doctor sends to document, be it an interaction or an amendment.
 type Entry struct {
-	IdempotencyKey string     `header:"Idempotency-Key" json:"-" minLength:"1" maxLength:"255" pattern:"^[!-~]+$" description:"A key of your choice, in visible ASCII characters. Repeating a request with its key writes nothing and answers with the entry first made."`
-	DoctorID       int64      `json:"doctor_id" required:"true" minimum:"1" description:"The doctor who documents."`
-	Notes          Notes      `json:"notes" required:"true" minLength:"1" maxLength:"10000" description:"What was said, found and agreed. White space around is trimmed."`
-	OccurredAt     *time.Time `json:"occurred_at,omitempty" nullable:"false" description:"When it happened: at most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
-	_              struct{}   `additionalProperties:"false"`
+	IdempotencyKey string   `header:"Idempotency-Key" json:"-" minLength:"1" maxLength:"255" pattern:"^[!-~]*$" description:"A key of your choice, in visible ASCII characters. Repeating a request with its key writes nothing and answers with the entry first made."`
+	DoctorID       int64    `json:"doctor_id" required:"true" minimum:"1" description:"The doctor who documents."`
+	Notes          Notes    `json:"notes" required:"true" minLength:"1" maxLength:"10000" description:"What was said, found and agreed. White space around is trimmed."`
+	OccurredAt     *Instant `json:"occurred_at,omitempty" format:"date-time" nullable:"false" description:"When it happened: at most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
+	_              struct{} `additionalProperties:"false"`
 }
 
 // NewInteraction documents an interaction. Without OccurredAt it happened now.
@@ -171,68 +189,51 @@ type NewAmendment struct {
 }
 
 // faults names what is wrong with the entry beyond its tags.
-func (e *Entry) faults(now time.Time) []FieldError {
-	if e.OccurredAt != nil && e.OccurredAt.After(now.Add(maxAhead)) {
+func (e *Entry) faults() []FieldError {
+	if e.OccurredAt != nil && time.Time(*e.OccurredAt).After(time.Now().Add(maxAhead)) {
 		return []FieldError{{"occurred_at", "must not be more than 5 minutes in the future"}}
 	}
 	return nil
 }
 
-// Notes is text without white space around it.
-type Notes string
-
-// UnmarshalText trims white space as Unicode defines it.
-func (n *Notes) UnmarshalText(text []byte) error {
-	*n = Notes(strings.TrimSpace(string(text)))
-	return nil
-}
-
-// answers tells whether the entry is what a repeated request asked for: the same path and the same body, with
+// answers tells whether the interaction is what a repeated request asked for: the same path and the same body, with
 // occurred_at only where that body has it.
 func (i Interaction) answers(amends *int64, outcome string, e Entry) bool {
 	return (i.Amends == nil) == (amends == nil) && (amends == nil || *i.Amends == *amends) &&
 		i.Doctor.ID == e.DoctorID && string(i.Outcome) == outcome && i.Notes == string(e.Notes) &&
-		(e.OccurredAt == nil || i.OccurredAt.Equal(e.OccurredAt.Truncate(time.Microsecond)))
-}
-
-// Kind says what the receiver of an Error can do about it.
-type Kind int
-
-const (
-	NotFound    Kind = iota // ask for something else
-	Conflict                // look at the present state first
-	Invalid                 // mend the request
-	Unavailable             // try again later
-)
-
-// Error is a refusal whose Detail and Fields are meant for the client; what caused it is for the log.
-type Error struct {
-	Kind   Kind
-	Detail string
-	Fields []FieldError
-	cause  error
+		(e.OccurredAt == nil || i.OccurredAt.Equal(time.Time(*e.OccurredAt)))
 }
 
 // FieldError says what is wrong with one field of a request.
 type FieldError struct {
-	Field  string `json:"field" required:"true"`
-	Detail string `json:"detail" required:"true"`
+	Field  string `json:"field" required:"true" example:"notes"`
+	Detail string `json:"detail" required:"true" example:"must not be empty"`
 }
 
-func (e *Error) Error() string {
-	if e.cause != nil {
-		return fmt.Sprintf("%s: %v", e.Detail, e.cause)
-	}
-	return e.Detail
-}
-
-func (e *Error) Unwrap() error { return e.cause }
-
-// Problem is an error as RFC 9457 has it, and as every refusal is answered.
+// Problem is an error as RFC 9457 has it, and as every refusal is answered. Its cause is for the log alone.
 type Problem struct {
-	Type   string       `json:"type" required:"true" format:"uri-reference"`
+	Type   string       `json:"type" required:"true" format:"uri-reference" example:"about:blank"`
 	Title  string       `json:"title" required:"true"`
 	Status int          `json:"status" required:"true" minimum:"400" maximum:"599"`
-	Detail string       `json:"detail" required:"true"`
+	Detail string       `json:"detail" required:"true" description:"What is wrong, and what to do."`
 	Errors []FieldError `json:"errors,omitempty" description:"What is wrong with each field of a rejected input."`
+	cause  error
+}
+
+func (p *Problem) Error() string { return fmt.Sprintf("%s: %v", p.Detail, p.cause) }
+
+func notFound(format string, ids ...any) *Problem {
+	return &Problem{Status: 404, Detail: fmt.Sprintf(format, ids...)}
+}
+
+func conflict(format string, ids ...any) *Problem {
+	return &Problem{Status: 409, Detail: fmt.Sprintf(format, ids...)}
+}
+
+func invalid(faults ...FieldError) *Problem {
+	return &Problem{Status: 422, Detail: "The entry cannot be documented as it is: mend what errors names.", Errors: faults}
+}
+
+func unavailable(detail string, cause error) *Problem {
+	return &Problem{Status: 503, Detail: detail, cause: cause}
 }

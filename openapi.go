@@ -36,7 +36,7 @@ func newDocument(all []operation) (json.RawMessage, error) {
 		oc.SetSummary(op.summary)
 		oc.SetDescription(op.description)
 		oc.AddReqStructure(op.endpoint.in)
-		oc.AddRespStructure(op.endpoint.out, openapi.WithHTTPStatus(op.status))
+		oc.AddRespStructure(op.endpoint.out, openapi.WithHTTPStatus(op.answers[0]))
 		oc.AddRespStructure(Problem{}, openapi.WithHTTPStatus(4), openapi.WithContentType("application/problem+json"))
 		if err := r.AddOperation(oc); err != nil {
 			return nil, fmt.Errorf("describe %s: %w", op.id, err)

@@ -16,37 +16,26 @@ import (
 )
 
 const (
-	maxReads         = 8                       // connections for reads; PostgreSQL gains nothing from many more than its cores
-	maxWrites        = 8                       // and for writes, apart, so that writers who wait for a locked patient starve no reader
+	maxConns         = 8                       // for reads, and as many for writes; PostgreSQL gains nothing from many more than its cores
 	connectTimeout   = 2 * time.Second         // for each host in the URL; one that is silent must leave time for the next
 	statementTimeout = 3500 * time.Millisecond // under requestTimeout, so that PostgreSQL stops first and keeps the connection
 	lockTimeout      = 500 * time.Millisecond  // for a patient's row; a write takes milliseconds, so longer means stuck
 )
 
 // Store is PostgreSQL as the service uses it. Its methods are safe for concurrent use, answer a missing patient or
-// interaction with a NotFound Error, and a database that cannot answer now with an Unavailable one.
+// interaction with notFound, and a database that cannot answer now with unavailable.
+// Writes have a pool of their own, so that those that wait for a locked patient starve no reader.
 type Store struct{ reads, writes *pgxpool.Pool }
 
 // OpenStore prepares the pools without connecting, so it succeeds while the database is away.
 func OpenStore(ctx context.Context, url string) (*Store, error) {
-	reads, err := newPool(ctx, url, maxReads)
-	if err != nil {
-		return nil, err
-	}
-	writes, err := newPool(ctx, url, maxWrites)
-	if err != nil {
-		return nil, err
-	}
-	return &Store{reads, writes}, nil
-}
-
-func newPool(ctx context.Context, url string, size int32) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("read DATABASE_URL: %w", err)
 	}
-	config.MaxConns = size
+	config.MaxConns = maxConns
 	config.ConnConfig.ConnectTimeout = connectTimeout
+	config.ConnConfig.RuntimeParams["timezone"] = "UTC" // for times inside of JSON
 	config.ConnConfig.RuntimeParams["statement_timeout"] = fmt.Sprint(statementTimeout.Milliseconds())
 	config.ConnConfig.RuntimeParams["lock_timeout"] = fmt.Sprint(lockTimeout.Milliseconds())
 	config.AfterConnect = func(_ context.Context, c *pgx.Conn) error {
@@ -54,7 +43,12 @@ func newPool(ctx context.Context, url string, size int32) (*pgxpool.Pool, error)
 		c.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: utc})
 		return nil
 	}
-	return pgxpool.NewWithConfig(ctx, config)
+	reads, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	writes, err := pgxpool.NewWithConfig(ctx, config.Copy())
+	return &Store{reads, writes}, err
 }
 
 // Close waits for the statements under way.
@@ -68,8 +62,8 @@ func (s *Store) Close() {
 
 const readyQuery = `SELECT id FROM doctors LIMIT 1`
 
-// Ready tells whether the database answers and holds the tables.
-func (s *Store) Ready(ctx context.Context, _ struct{}) (Health, error) {
+// CheckReadiness tells whether the database answers and holds the tables.
+func (s *Store) CheckReadiness(ctx context.Context, _ struct{}) (Health, error) {
 	_, err := collect(ctx, s.reads, pgx.RowTo[int64], readyQuery)
 	return Health{"ok"}, err
 }
@@ -83,10 +77,9 @@ LIMIT    $1`
 
 // ListDoctors pages through the doctors by name.
 func (s *Store) ListDoctors(ctx context.Context, in Paging) (Page[Doctor], error) {
-	where, args := filter([]any{in.Limit + 1},
-		condition{in.Cursor > 0, "(name, id) > (SELECT name, id FROM doctors WHERE id = $%d)", int64(in.Cursor)},
-	)
-	doctors, err := collect(ctx, s.reads, scanDoctor, fmt.Sprintf(doctorsQuery, where), args...)
+	f := filter{args: []any{in.Limit + 1}}
+	f.and(in.Cursor > 0, "(name, id) > (SELECT name, id FROM doctors WHERE id = $%d)", int64(in.Cursor))
+	doctors, err := collect(ctx, s.reads, pgx.RowToStructByPos[Doctor], fmt.Sprintf(doctorsQuery, f.where), f.args...)
 	return page(doctors, in.Limit, func(d Doctor) int64 { return d.ID }), err
 }
 
@@ -103,13 +96,12 @@ const isCurrent = `i.outcome <> 'entered_in_error'
 
 // ListPatients pages through the patients by name.
 func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (Page[Patient], error) {
-	where, args := filter([]any{in.Limit + 1},
-		condition{in.Search != "", `lower(p.name) LIKE lower($%d COLLATE "und-x-icu")`, "%" + escapeLike.Replace(in.Search) + "%"},
-		condition{in.HealthStatus != "", "p.health_status = $%d", in.HealthStatus},
-		condition{in.DoctorID > 0, "p.id IN (SELECT i.patient_id FROM interactions i WHERE i.doctor_id = $%d AND " + isCurrent + ")", in.DoctorID},
-		condition{in.Cursor > 0, "(p.name, p.id) > (SELECT c.name, c.id FROM patients c WHERE c.id = $%d)", int64(in.Cursor)},
-	)
-	patients, err := collect(ctx, s.reads, scanPatient, fmt.Sprintf(patientsQuery, where), args...)
+	f := filter{args: []any{in.Limit + 1}}
+	f.and(in.Search != "", `lower(p.name) LIKE lower($%d COLLATE "und-x-icu")`, "%"+escapeLike.Replace(in.Search)+"%")
+	f.and(in.HealthStatus != "", "p.health_status = $%d", in.HealthStatus)
+	f.and(in.DoctorID > 0, "p.id IN (SELECT i.patient_id FROM interactions i WHERE i.doctor_id = $%d AND "+isCurrent+")", in.DoctorID)
+	f.and(in.Cursor > 0, "(p.name, p.id) > (SELECT c.name, c.id FROM patients c WHERE c.id = $%d)", int64(in.Cursor))
+	patients, err := collect(ctx, s.reads, scanPatient, fmt.Sprintf(patientsQuery, f.where), f.args...)
 	return page(patients, in.Limit, func(p Patient) int64 { return p.ID }), err
 }
 
@@ -120,8 +112,7 @@ WHERE  id = $1`
 
 // GetPatient returns a patient with the present state.
 func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error) {
-	patients, err := collect(ctx, s.reads, scanPatient, patientQuery, in.PatientID)
-	return only(patients, err, noPatient(in.PatientID))
+	return one(ctx, s.reads, noPatient(in.PatientID), scanPatient, patientQuery, in.PatientID)
 }
 
 // The patient comes first, so that one without such entries is told from none: it is a row of NULLs. The page is cut
@@ -130,7 +121,7 @@ const historyQuery = `
 SELECT    h.id, h.patient_id, h.doctor_id, h.doctor_name, h.occurred_at, h.recorded_at, h.outcome, h.notes, h.amends, h.amended_by
 FROM      patients p
 LEFT JOIN (
-    SELECT   i.id, i.patient_id, d.id AS doctor_id, d.name AS doctor_name, i.occurred_at, i.recorded_at, i.outcome, i.notes, i.amends, %s AS amended_by
+    SELECT   i.*, d.name AS doctor_name, %s AS amended_by
     FROM     interactions i
     JOIN     doctors d ON d.id = i.doctor_id
     %s
@@ -146,22 +137,20 @@ const joinAmendment = `LEFT JOIN interactions a ON a.patient_id = i.patient_id A
 
 // ListInteractions pages through a patient's history, newest first.
 func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Page[Interaction], error) {
-	where, args := filter([]any{in.PatientID, in.Limit + 1},
-		condition{in.Outcome != "", "i.outcome = $%d", in.Outcome},
-		condition{in.DoctorID > 0, "i.doctor_id = $%d", in.DoctorID},
-		condition{in.From != nil, "i.occurred_at >= $%d", in.From},
-		condition{in.To != nil, "i.occurred_at < $%d", in.To},
-		condition{in.Cursor > 0, "(i.occurred_at, i.id) < (SELECT c.occurred_at, c.id FROM interactions c WHERE c.patient_id = $1 AND c.id = $%d)", int64(in.Cursor)},
-	)
-	query := fmt.Sprintf(historyQuery, "a.id", joinAmendment, where)
+	f := filter{args: []any{in.PatientID, in.Limit + 1}}
+	f.and(in.Outcome != "", "i.outcome = $%d", in.Outcome)
+	f.and(in.DoctorID > 0, "i.doctor_id = $%d", in.DoctorID)
+	f.and(in.From != nil, "i.occurred_at >= $%d", (*time.Time)(in.From))
+	f.and(in.To != nil, "i.occurred_at < $%d", (*time.Time)(in.To))
+	f.and(in.Cursor > 0, "(i.occurred_at, i.id) < (SELECT c.occurred_at, c.id FROM interactions c WHERE c.patient_id = $1 AND c.id = $%d)", int64(in.Cursor))
+	query := fmt.Sprintf(historyQuery, "a.id", joinAmendment, f.where)
 	if !in.IncludeAmended { // what is current has no amendment to look for
-		query = fmt.Sprintf(historyQuery, "NULL::bigint", "", "AND "+isCurrent+where)
+		query = fmt.Sprintf(historyQuery, "NULL::bigint", "", "AND "+isCurrent+f.where)
 	}
-	entries, err := collect(ctx, s.reads, scanInteraction, query, args...)
+	entries, err := collect(ctx, s.reads, scanInteraction, query, f.args...)
 	if err == nil && len(entries) == 0 {
 		err = noPatient(in.PatientID)
-	}
-	if err == nil && entries[0].ID == 0 {
+	} else if err == nil && entries[0].ID == 0 {
 		entries = entries[:0]
 	}
 	return page(entries, in.Limit, func(i Interaction) int64 { return i.ID }), err
@@ -172,51 +161,34 @@ SELECT i.id, i.patient_id, d.id, d.name, i.occurred_at, i.recorded_at, i.outcome
 FROM   interactions i
 JOIN   doctors d ON d.id = i.doctor_id
 ` + joinAmendment + `
-WHERE  i.patient_id = $1 AND `
-
-const (
-	interactionByIDQuery  = interactionQuery + `i.id = $2`
-	interactionByKeyQuery = interactionQuery + `i.idempotency_key = $2`
-)
+WHERE  i.patient_id = $1 AND i.id = $2`
 
 // GetInteraction returns any entry of a patient, amended or not.
 func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interaction, error) {
-	entries, err := collect(ctx, s.reads, scanInteraction, interactionByIDQuery, in.PatientID, in.InteractionID)
-	return only(entries, err, noInteraction(in.PatientID, in.InteractionID))
+	return one(ctx, s.reads, noInteraction(in.PatientID, in.InteractionID), scanInteraction, interactionQuery, in.PatientID, in.InteractionID)
 }
 
 // A period is a run of equal outcomes: within it, the difference of the two row numbers stays the same.
 const timelineQuery = `
-SELECT    p.health_status, t.outcome, t.starts, t.ends, t.interactions
+SELECT    p.health_status, coalesce(t.periods, '[]')
 FROM      patients p
 LEFT JOIN (
-    SELECT   patient_id, outcome, min(occurred_at) AS starts, min(n) AS position, count(*) AS interactions,
-             lead(min(occurred_at)) OVER (ORDER BY min(n)) AS ends
-    FROM     (SELECT i.patient_id, i.outcome, i.occurred_at,
-                     row_number() OVER (ORDER BY i.occurred_at, i.id) AS n,
-                     row_number() OVER (PARTITION BY i.outcome ORDER BY i.occurred_at, i.id) AS n_of_outcome
-              FROM   interactions i
-              WHERE  i.patient_id = $1 AND ` + isCurrent + `) numbered
-    GROUP BY patient_id, outcome, n - n_of_outcome
+    SELECT   patient_id, jsonb_agg(jsonb_build_object('outcome', outcome, 'from', starts, 'to', ends, 'interactions', interactions) ORDER BY position) AS periods
+    FROM     (SELECT   patient_id, outcome, count(*) AS interactions, min(n) AS position, min(occurred_at) AS starts,
+                       lead(min(occurred_at)) OVER (ORDER BY min(n)) AS ends
+              FROM     (SELECT i.patient_id, i.outcome, i.occurred_at,
+                               row_number() OVER (ORDER BY i.occurred_at, i.id) AS n,
+                               row_number() OVER (PARTITION BY i.outcome ORDER BY i.occurred_at, i.id) AS n_of_outcome
+                        FROM   interactions i
+                        WHERE  i.patient_id = $1 AND ` + isCurrent + `) numbered
+              GROUP BY patient_id, outcome, n - n_of_outcome) periods
+    GROUP BY patient_id
 ) t ON t.patient_id = p.id
-WHERE     p.id = $1
-ORDER BY  t.position`
+WHERE     p.id = $1`
 
 // GetTimeline returns a patient's health over time.
 func (s *Store) GetTimeline(ctx context.Context, in PatientPath) (Timeline, error) {
-	timeline := Timeline{Items: []Period{}}
-	found, err := collect(ctx, s.reads, func(row pgx.CollectableRow) (period Period, err error) {
-		if row.RawValues()[1] == nil {
-			return period, row.Scan(&timeline.HealthStatus, nil, nil, nil, nil)
-		}
-		err = row.Scan(&timeline.HealthStatus, &period.Outcome, &period.From, &period.To, &period.Interactions)
-		timeline.Items = append(timeline.Items, period)
-		return period, err
-	}, timelineQuery, in.PatientID)
-	if err == nil && len(found) == 0 {
-		err = noPatient(in.PatientID)
-	}
-	return timeline, err
+	return one(ctx, s.reads, noPatient(in.PatientID), pgx.RowToStructByPos[Timeline], timelineQuery, in.PatientID)
 }
 
 // The one statement that writes. It inserts nothing where the patient, the doctor or the amended entry is missing, where
@@ -224,19 +196,42 @@ func (s *Store) GetTimeline(ctx context.Context, in PatientPath) (Timeline, erro
 const insertQuery = `
 WITH new AS (
     INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, amends, idempotency_key)
-    SELECT    p.id, d.id, coalesce($3, amended.occurred_at, $4), $5, $6, amended.id, $8
+    SELECT    p.id, d.id, coalesce($4, amended.occurred_at, $5), $7, $8, amended.id, nullif($6, '')
     FROM      patients p
     JOIN      doctors d ON d.id = $2
-    LEFT JOIN interactions amended ON amended.patient_id = p.id AND amended.id = $7
+    LEFT JOIN interactions amended ON amended.patient_id = p.id AND amended.id = $3
     WHERE     p.id = $1
-      AND     amended.id IS NOT DISTINCT FROM $7
-      AND     p.birth_date <= (coalesce($3, amended.occurred_at, $4) AT TIME ZONE 'UTC')::date
+      AND     amended.id IS NOT DISTINCT FROM $3
+      AND     p.birth_date <= (coalesce($4, amended.occurred_at, $5) AT TIME ZONE 'UTC')::date
     ON CONFLICT DO NOTHING
     RETURNING *
 )
 SELECT new.id, new.patient_id, d.id, d.name, new.occurred_at, new.recorded_at, new.outcome, new.notes, new.amends, NULL::bigint
 FROM   new
 JOIN   doctors d ON d.id = new.doctor_id`
+
+// obstaclesQuery asks for all that insertQuery may have stumbled over, and for the entry that has the key.
+const obstaclesQuery = `
+SELECT    p.birth_date::text, p.birth_date <= (coalesce($4, amended.occurred_at, $5) AT TIME ZONE 'UTC')::date AS born,
+          d.id IS NOT NULL AS doctor_exists, amended.id IS NOT NULL AS amended_exists, later.id AS amended_by,
+          CASE WHEN i.id IS NOT NULL THEN jsonb_build_object(
+              'id', i.id, 'patient_id', i.patient_id, 'doctor', jsonb_build_object('id', by.id, 'name', by.name), 'occurred_at', i.occurred_at,
+              'recorded_at', i.recorded_at, 'outcome', i.outcome, 'notes', i.notes, 'amends', i.amends, 'amended_by', a.id) END AS repeated
+FROM      patients p
+LEFT JOIN doctors d            ON d.id = $2
+LEFT JOIN interactions amended ON amended.patient_id = p.id AND amended.id = $3
+LEFT JOIN interactions later   ON later.patient_id = p.id AND later.amends = $3
+LEFT JOIN interactions i       ON i.patient_id = p.id AND i.idempotency_key = $6
+LEFT JOIN interactions a       ON a.patient_id = i.patient_id AND a.amends = i.id
+LEFT JOIN doctors by           ON by.id = i.doctor_id
+WHERE     p.id = $1`
+
+type obstacles struct {
+	BirthDate                         string
+	Born, DoctorExists, AmendedExists bool
+	AmendedBy                         *int64
+	Repeated                          *Interaction
+}
 
 // DocumentInteraction records an interaction.
 func (s *Store) DocumentInteraction(ctx context.Context, in NewInteraction) (Interaction, error) {
@@ -248,114 +243,59 @@ func (s *Store) AmendInteraction(ctx context.Context, in NewAmendment) (Interact
 	return s.record(ctx, in.PatientID, &in.InteractionID, in.Outcome, in.Entry)
 }
 
-func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outcome string, e Entry) (Interaction, error) {
-	now := time.Now()
-	var key *string
-	if e.IdempotencyKey != "" {
-		key = &e.IdempotencyKey
+func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outcome string, e Entry) (made Interaction, err error) {
+	args := []any{patientID, e.DoctorID, amends, (*time.Time)(e.OccurredAt), time.Now(), e.IdempotencyKey, outcome, string(e.Notes)}
+	inserted, err := collect(ctx, s.writes, scanInteraction, insertQuery, args...)
+	if err != nil {
+		return made, err
 	}
-	made, err := collect(ctx, s.writes, scanInteraction, insertQuery,
-		patientID, e.DoctorID, e.OccurredAt, now, outcome, string(e.Notes), amends, key)
-	if err != nil || len(made) == 1 {
-		return only(made, err, nil)
+	if len(inserted) == 1 {
+		return inserted[0], nil
 	}
-
-	var repeated []Interaction
-	var reasons []refusal
-	second := &pgx.Batch{} // one round trip
-	second.Queue(interactionByKeyQuery, patientID, key).Query(func(rows pgx.Rows) (err error) {
-		repeated, err = pgx.CollectRows(rows, scanInteraction)
-		return err
-	})
-	second.Queue(refusalQuery, patientID, e.DoctorID, e.OccurredAt, now, amends).Query(func(rows pgx.Rows) (err error) {
-		reasons, err = pgx.CollectRows(rows, pgx.RowToStructByName[refusal])
-		return err
-	})
-	if err := s.writes.SendBatch(ctx, second).Close(); err != nil {
-		return Interaction{}, explain(s.writes, err)
-	}
-	if len(repeated) == 0 {
-		return Interaction{}, whyRefused(patientID, amends, e, reasons)
-	}
-	if r := repeated[0]; !r.answers(amends, outcome, e) {
-		return Interaction{}, invalid(FieldError{"Idempotency-Key", fmt.Sprintf("was used for another request, which made interaction %d: choose a new key", r.ID)})
-	}
-	return repeated[0], nil
-}
-
-// refusalQuery asks for all that insertQuery may have stumbled over.
-const refusalQuery = `
-SELECT    p.birth_date::text,
-          p.birth_date <= (coalesce($3, amended.occurred_at, $4) AT TIME ZONE 'UTC')::date AS born,
-          d.id IS NOT NULL AS doctor_exists,
-          amended.id AS amended,
-          later.id AS amended_by
-FROM      patients p
-LEFT JOIN doctors d ON d.id = $2
-LEFT JOIN interactions amended ON amended.patient_id = p.id AND amended.id = $5
-LEFT JOIN interactions later ON later.patient_id = p.id AND later.amends = $5
-WHERE     p.id = $1`
-
-type refusal struct {
-	BirthDate          string
-	Born, DoctorExists bool
-	Amended, AmendedBy *int64
-}
-
-// whyRefused tells all that stood in the way of an entry.
-func whyRefused(patientID int64, amends *int64, e Entry, reasons []refusal) error {
-	if len(reasons) == 0 {
-		return noPatient(patientID)
-	}
-	r := reasons[0]
+	o, err := one(ctx, s.writes, noPatient(patientID), pgx.RowToStructByPos[obstacles], obstaclesQuery, args[:6]...)
 	switch {
-	case amends != nil && r.Amended == nil:
-		return noInteraction(patientID, *amends)
-	case r.AmendedBy != nil:
-		return &Error{Kind: Conflict, Detail: fmt.Sprintf("Interaction %d is already amended by interaction %d: amend the newest one instead.", *amends, *r.AmendedBy)}
+	case err != nil:
+		return made, err
+	case o.Repeated != nil && o.Repeated.answers(amends, outcome, e):
+		return *o.Repeated, nil
+	case o.Repeated != nil:
+		return made, invalid(FieldError{"Idempotency-Key", fmt.Sprintf("was used for another request, which made interaction %d: choose a new key", o.Repeated.ID)})
+	case amends != nil && !o.AmendedExists:
+		return made, noInteraction(patientID, *amends)
+	case o.AmendedBy != nil:
+		return made, conflict("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy)
 	}
 	var faults []FieldError
-	if !r.DoctorExists {
+	if !o.DoctorExists {
 		faults = append(faults, FieldError{"doctor_id", fmt.Sprintf("there is no doctor %d", e.DoctorID)})
 	}
-	if !r.Born {
-		faults = append(faults, FieldError{"occurred_at", "must not be before the patient's birth date, " + r.BirthDate})
+	if !o.Born {
+		faults = append(faults, FieldError{"occurred_at", "must not be before the patient's birth date, " + o.BirthDate})
 	}
 	if faults == nil {
-		return &Error{Kind: Unavailable, Detail: "The record changed meanwhile: repeat the request."}
+		return made, unavailable("The record changed meanwhile: repeat the request.", nil)
 	}
-	return invalid(faults...)
+	return made, invalid(faults...)
 }
 
-func invalid(faults ...FieldError) *Error {
-	return &Error{Kind: Invalid, Detail: "The entry cannot be documented as it is: mend the fields in errors.", Fields: faults}
+func noPatient(id int64) *Problem { return notFound("There is no patient %d.", id) }
+
+func noInteraction(patientID, id int64) *Problem {
+	return notFound("Patient %d has no interaction %d.", patientID, id)
 }
 
-func noPatient(id int64) *Error {
-	return &Error{Kind: NotFound, Detail: fmt.Sprintf("There is no patient %d.", id)}
+// filter collects the conditions of a WHERE clause with their parameters, after those that the statement has anyway.
+type filter struct {
+	where string
+	args  []any
 }
 
-func noInteraction(patientID, id int64) *Error {
-	return &Error{Kind: NotFound, Detail: fmt.Sprintf("Patient %d has no interaction %d.", patientID, id)}
-}
-
-// condition is a part of a WHERE clause, for one parameter, that counts only if it is given.
-type condition struct {
-	given    bool
-	fragment string // with $%d for the parameter's number
-	value    any
-}
-
-// filter returns the conditions that are given, and args with their values.
-func filter(args []any, conditions ...condition) (string, []any) {
-	var where strings.Builder
-	for _, c := range conditions {
-		if c.given {
-			args = append(args, c.value)
-			where.WriteString(" AND " + strings.Replace(c.fragment, "$%d", fmt.Sprintf("$%d", len(args)), 1))
-		}
+// and adds a condition, whose %d is the number of its parameter, if it is given.
+func (f *filter) and(given bool, condition string, value any) {
+	if given {
+		f.args = append(f.args, value)
+		f.where += fmt.Sprintf(" AND "+condition, len(f.args))
 	}
-	return where.String(), args
 }
 
 // escapeLike makes the wildcards of LIKE plain characters.
@@ -370,21 +310,16 @@ func page[T any](items []T, limit int64, id func(T) int64) Page[T] {
 	return Page[T]{Items: items[:limit], NextCursor: &next}
 }
 
-// only returns the one item, or missing where there is none.
-func only[T any](items []T, err error, missing *Error) (T, error) {
-	var none T
+// one returns the one row, or missing where there is none.
+func one[T any](ctx context.Context, pool *pgxpool.Pool, missing error, scan pgx.RowToFunc[T], query string, args ...any) (item T, err error) {
+	items, err := collect(ctx, pool, scan, query, args...)
 	if err != nil {
-		return none, err
+		return item, err
 	}
 	if len(items) == 0 {
-		return none, missing
+		return item, missing
 	}
 	return items[0], nil
-}
-
-func scanDoctor(row pgx.CollectableRow) (d Doctor, err error) {
-	err = row.Scan(&d.ID, &d.Name, &d.Specialty)
-	return d, err
 }
 
 func scanPatient(row pgx.CollectableRow) (p Patient, err error) {
@@ -431,5 +366,5 @@ func explain(pool *pgxpool.Pool, err error) error {
 	default:
 		return fmt.Errorf("query the database: %w", err)
 	}
-	return &Error{Kind: Unavailable, Detail: detail, cause: err}
+	return unavailable(detail, err)
 }
