@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/swaggest/openapi-go"
@@ -13,11 +14,43 @@ import (
 	"github.com/swaggest/swgui/v5emb"
 )
 
+const intro = `A doctor documents interactions with patients and each one's outcome, sees a patient's whole history, and finds any patient with the present state.
+
+Click first: **Find patients**, then **Read a patient's history**, then **Document an interaction**, each with *Execute*, and look at the history again.
+
+Nothing is ever changed or deleted: an amendment replaces an entry, which stays readable. Every answer carries an ` + "`X-Request-Id`" + `, which the service's log names too.`
+
+// problems says what each refusal means. Every operation may answer with one of the last, 4XX.
+var problems = map[int]string{
+	404: "There is no such patient or interaction.",
+	409: "The entry is amended already; the detail names by which.",
+	422: "What reads well but may not be: errors names every fault.",
+	503: "The database cannot be reached, the patient's record stays locked, or the time limit of 4 seconds ran out. Repeat the request, with the same Idempotency-Key if it writes.",
+	4:   "What cannot be read (400), a write from another web page (403), an unknown path (404), a method that the path does not take (405), a body too large (413) or not application/json (415).",
+}
+
+// examples are the bodies that Swagger UI sends if nothing is edited.
+var examples = map[string]any{
+	"documentInteraction": NewInteraction{Entry: Entry{DoctorID: 1, Notes: "Sore throat for two days, no fever. Tonsils red, no pus. Rest and fluids."}, Outcome: "unhealthy"},
+	"amendInteraction":    NewAmendment{Entry: Entry{DoctorID: 1, Notes: "New patient, registration check-up. BP on second reading 142/90 mmHg."}, Outcome: "unhealthy"},
+}
+
 // newDocument describes the operations in OpenAPI 3.1.
 func newDocument(all []operation) (json.RawMessage, error) {
 	r := openapi31.NewReflector()
-	r.Spec.Info.WithTitle("Patient interactions").WithVersion("1.0.0").
-		WithDescription("Document interactions with patients and their outcome, read a history, find a patient.")
+	r.Spec.Info = openapi31.Info{
+		Title: "Patient interactions", Version: "1.0.0", Description: new(intro),
+		Contact: &openapi31.Contact{Name: new("The authors of patient-interactions")},
+		License: &openapi31.License{Name: "MIT", Identifier: new("MIT")},
+	}
+	r.Spec.Servers = []openapi31.Server{{URL: "/"}}
+	r.Spec.Security = []map[string][]string{{}} // anonymous: what stands in front of the service authenticates
+	r.Spec.Tags = []openapi31.Tag{
+		{Name: "patients", Description: new("Find a patient, see the present state and the health over time.")},
+		{Name: "interactions", Description: new("Document what was found, read the history, put an entry right.")},
+		{Name: "doctors", Description: new("Who documents.")},
+		{Name: "service", Description: new("For operators and clients.")},
+	}
 	//lint:ignore SA1019 its successor would need a fifth dependency
 	r.InterceptDefName(func(t reflect.Type, _ string) string {
 		outer, inner, generic := strings.Cut(strings.TrimSuffix(t.Name(), "]"), "[")
@@ -27,29 +60,83 @@ func newDocument(all []operation) (json.RawMessage, error) {
 		return inner[strings.LastIndexByte(inner, '.')+1:] + outer // Page[main.Patient]: PatientPage
 	})
 	for _, op := range all {
-		oc, err := r.NewOperationContext(op.method, op.path)
-		if err != nil {
-			return nil, fmt.Errorf("describe %s: %w", op.id, err)
-		}
-		oc.SetID(op.id)
-		oc.SetTags(op.tag)
-		oc.SetSummary(op.summary)
-		oc.SetDescription(op.description)
-		oc.AddReqStructure(op.endpoint.in)
-		oc.AddRespStructure(op.endpoint.out, openapi.WithHTTPStatus(op.answers[0]))
-		oc.AddRespStructure(Problem{}, openapi.WithHTTPStatus(4), openapi.WithContentType("application/problem+json"))
-		if err := r.AddOperation(oc); err != nil {
+		if err := describe(r, op); err != nil {
 			return nil, fmt.Errorf("describe %s: %w", op.id, err)
 		}
 	}
 	return r.Spec.MarshalJSON()
 }
 
-// swaggerUI serves the document's page from the binary itself.
+func describe(r *openapi31.Reflector, op operation) error {
+	oc, err := r.NewOperationContext(op.method, op.path)
+	if err != nil {
+		return err
+	}
+	oc.SetID(op.id)
+	oc.SetTags(op.tag)
+	oc.SetSummary(op.summary)
+	oc.SetDescription(op.description)
+	oc.AddReqStructure(op.endpoint.in)
+	oc.AddRespStructure(op.endpoint.out, openapi.WithHTTPStatus(op.answers[0]))
+	for _, status := range append(op.answers[1:], 4) { // 4 stands for 4XX
+		oc.AddRespStructure(Problem{}, openapi.WithHTTPStatus(status), openapi.WithContentType("application/problem+json"), func(c *openapi.ContentUnit) {
+			c.Description = problems[status]
+		})
+	}
+	if err := r.AddOperation(oc); err != nil {
+		return err
+	}
+	complete(oc.(openapi31.OperationExposer).Operation())
+	return nil
+}
+
+// complete adds what cannot be reflected, where clients and Swagger UI look for it.
+func complete(o *openapi31.Operation) {
+	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int {
+		return strings.Compare(string(b.Parameter.In), string(a.Parameter.In))
+	})
+	for _, p := range o.Parameters {
+		delete(p.Parameter.Schema, "description")
+		if examples, ok := p.Parameter.Schema["examples"].([]any); ok {
+			p.Parameter.Example = &examples[0]
+			delete(p.Parameter.Schema, "examples")
+		}
+	}
+	if o.RequestBody != nil {
+		o.RequestBody.RequestBody.Required = new(true)
+		o.RequestBody.RequestBody.Content["application/json"] = openapi31.MediaType{
+			Schema:  o.RequestBody.RequestBody.Content["application/json"].Schema,
+			Example: new(examples[*o.ID]),
+		}
+	}
+	for status, answer := range o.Responses.MapOfResponseOrReferenceValues {
+		switch status {
+		case "201":
+			answer.Response.Headers = header("Location", "The path of the new entry.", "string")
+		case "503":
+			answer.Response.Headers = header("Retry-After", "Seconds to wait.", "integer")
+		}
+	}
+}
+
+func header(name, description, kind string) map[string]openapi31.HeaderOrReference {
+	return map[string]openapi31.HeaderOrReference{name: {Header: &openapi31.Header{Description: &description, Schema: map[string]any{"type": kind}}}}
+}
+
+// pagePolicy lets the page of Swagger UI load what this service serves, and run the two scripts and two styles inside of
+// it that have these hashes. They change with swgui's version and settings; a test compares them.
+const pagePolicy = "default-src 'none'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; " +
+	"script-src 'self' 'sha256-f8nHtu9VNwE6XLrjOLLtgQlwWIn4+lHqAAPNFnZmaPU=' 'sha256-76NQo4Y81w6DaChmMj05hKNQFeYEk72iKfijpjLzwxk='; " +
+	"style-src 'self' 'sha256-/9bMfF7o2bA8s86mVvZMwDxEGY8erDaTuv17nSCkaUc=' 'sha256-NtcQ/yK/k2xXK/IBVMVmyRijJYGXUnuP33KsKuc0UPs='"
+
+// swaggerUI serves the document's page from the binary itself, without the box to choose a server, for there is one.
 func swaggerUI() http.Handler {
-	page := v5emb.NewWithConfig(swgui.Config{SettingsUI: map[string]string{"tryItOutEnabled": "true"}})("Patient interactions", "/openapi.json", "/docs/")
+	page := v5emb.NewWithConfig(swgui.Config{
+		SettingsUI: map[string]string{"tryItOutEnabled": "true"},
+		AppendHead: "<style>.swagger-ui .scheme-container { display: none }</style>",
+	})("Patient interactions", "/openapi.json", "/docs/")
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Security-Policy", "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'")
+		w.Header().Set("Content-Security-Policy", pagePolicy)
 		page.ServeHTTP(w, r)
 	})
 }
