@@ -172,10 +172,6 @@ func (w *response) problem() {
 	w.json(problem.Status, "application/problem+json", problem)
 }
 
-func refuse(status int, detail string, faults ...FieldError) *Problem {
-	return &Problem{Status: status, Detail: detail, Errors: faults}
-}
-
 // endpoint is a typed function as HTTP sees it.
 type endpoint struct {
 	in, out any
@@ -204,26 +200,24 @@ func handle[In, Out any](answer func(context.Context, In) (Out, error)) endpoint
 
 // field is one field of an input, with the limits of its tags.
 type field struct {
-	index                   []int
-	source, name, byDefault string
-	min, max                int64 // of a number, or of the length of a text
-	enum                    []string
-	pattern                 *regexp.Regexp
+	reflect.StructField
+	source, name string
+	min, max     int64 // of a number, or of the length of a text
+	enum         []string
+	pattern      *regexp.Regexp
 }
 
 func fieldsOf(t reflect.Type) (fields []field) {
 	for _, v := range reflect.VisibleFields(t) {
+		tag := v.Tag.Get
 		for _, source := range []string{"path", "query", "header", "json"} {
-			name, _, _ := strings.Cut(v.Tag.Get(source), ",")
-			if name == "" || name == "-" {
-				continue
+			if name, _, _ := strings.Cut(tag(source), ","); name != "" && name != "-" {
+				f := field{StructField: v, source: source, name: name, max: math.MaxInt64, pattern: regexp.MustCompile(tag("pattern"))}
+				fmt.Sscan(tag("minimum")+tag("minLength"), &f.min)
+				fmt.Sscan(tag("maximum")+tag("maxLength"), &f.max)
+				f.enum = strings.FieldsFunc(tag("enum"), func(c rune) bool { return c == ',' })
+				fields = append(fields, f)
 			}
-			f := field{index: v.Index, source: source, name: name, byDefault: v.Tag.Get("default"), max: math.MaxInt64}
-			fmt.Sscan(v.Tag.Get("minimum")+v.Tag.Get("minLength"), &f.min)
-			fmt.Sscan(v.Tag.Get("maximum")+v.Tag.Get("maxLength"), &f.max)
-			f.enum = strings.FieldsFunc(v.Tag.Get("enum"), func(c rune) bool { return c == ',' })
-			f.pattern = regexp.MustCompile(v.Tag.Get("pattern"))
-			fields = append(fields, f)
 		}
 	}
 	return fields
@@ -240,55 +234,43 @@ func decode(r *http.Request, fields []field, in any) error {
 			return err
 		}
 	}
-	var unreadable, unacceptable []FieldError
+	var unreadable, unacceptable Faults
 	for _, f := range fields {
-		v := reflect.ValueOf(in).Elem().FieldByIndex(f.index)
-		if f.source == "json" {
-			unacceptable = append(unacceptable, f.faults(v)...)
-			continue
-		}
-		unreadable = append(unreadable, f.set(v, f.values(r, query))...)
-		if f.source == "query" {
+		v := reflect.ValueOf(in).Elem().FieldByIndex(f.Index)
+		switch f.source {
+		case "path":
+			unreadable.add(f.name, f.set(v, r.PathValue(f.name)))
+		case "query":
+			unreadable.add(f.name, f.set(v, query[f.name]...))
 			delete(query, f.name)
+		case "header":
+			unreadable.add(f.name, f.set(v, r.Header[f.name]...))
+		case "json":
+			unacceptable.add(f.name, f.fault(v))
 		}
 	}
 	for name := range query {
-		unreadable = append(unreadable, FieldError{name, "is no parameter of this operation"})
+		unreadable.add(name, "is no parameter of this operation")
 	}
-	if entry, ok := in.(interface{ faults() []FieldError }); ok {
-		unacceptable = append(unacceptable, entry.faults()...)
+	if entry, ok := in.(interface{ check(*Faults) }); ok {
+		entry.check(&unacceptable)
 	}
 	if unreadable != nil {
 		return refuse(400, "The request cannot be read: mend what errors names.", unreadable...)
 	}
-	if unacceptable != nil {
-		return invalid(unacceptable...)
-	}
-	return nil
+	return unacceptable.problem()
 }
 
-// values returns what the request gives for the field. An empty value of the query counts as not given.
-func (f field) values(r *http.Request, query url.Values) []string {
-	values := query[f.name]
+// set gives v the value that the request has for the field, and says what is wrong with it.
+func (f field) set(v reflect.Value, values ...string) (fault string) {
+	text := f.Tag.Get("default")
 	switch {
-	case f.source == "path":
-		return []string{r.PathValue(f.name)}
-	case f.source == "header":
-		return r.Header.Values(f.name)
-	case len(values) > 1 || len(values) == 1 && values[0] != "":
-		return values
-	case f.byDefault != "":
-		return []string{f.byDefault}
-	}
-	return nil
-}
-
-func (f field) set(v reflect.Value, values []string) []FieldError {
-	if len(values) == 0 {
-		return nil
-	}
-	if len(values) > 1 {
-		return []FieldError{{f.name, "must be given once"}}
+	case len(values) > 1:
+		return "must be given once"
+	case len(values) == 1 && (values[0] != "" || f.source != "query"): // in a query, empty counts as not given
+		text = values[0]
+	case text == "":
+		return ""
 	}
 	if v.Kind() == reflect.Pointer {
 		v.Set(reflect.New(v.Type().Elem()))
@@ -296,48 +278,46 @@ func (f field) set(v reflect.Value, values []string) []FieldError {
 	}
 	switch to := v.Addr().Interface().(type) {
 	case encoding.TextUnmarshaler:
-		if err := to.UnmarshalText([]byte(values[0])); err != nil {
-			return []FieldError{{f.name, err.Error()}}
+		if err := to.UnmarshalText([]byte(text)); err != nil {
+			return err.Error()
 		}
-		return nil
+		return ""
 	case *bool:
-		*to = values[0] == "true"
-		if !*to && values[0] != "false" {
-			return []FieldError{{f.name, "must be true or false"}}
+		*to = text == "true"
+		if !*to && text != "false" {
+			return "must be true or false"
 		}
 	case *int64: // what is none stays 0, which no number here may be
-		if n, err := strconv.ParseInt(values[0], 10, 64); err == nil {
+		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
 			*to = n
 		}
 	case *string:
-		*to = values[0]
+		*to = text
 	}
-	return f.faults(v)
+	return f.fault(v)
 }
 
-// faults says what is wrong with a value. One that is missing is 0 or empty, which the limits of a required one exclude.
-func (f field) faults(v reflect.Value) []FieldError {
-	length := int64(utf8.RuneCountInString(v.String()))
-	fault := ""
-	switch text := v.String(); {
+// fault says what is wrong with a value. One that is missing is 0 or empty, which the limits of a required one exclude.
+func (f field) fault(v reflect.Value) string {
+	text := v.String()
+	length := int64(utf8.RuneCountInString(text))
+	switch {
 	case v.Kind() == reflect.Int64 && (v.Int() < f.min || v.Int() > f.max):
-		fault = fmt.Sprintf("must be an integer from %d to %d", f.min, f.max)
+		return fmt.Sprintf("must be an integer from %d to %d", f.min, f.max)
 	case v.Kind() != reflect.String:
+		return ""
 	case length < f.min:
-		fault = "must not be empty"
+		return "must not be empty"
 	case length > f.max:
-		fault = fmt.Sprintf("must be at most %d characters long", f.max)
+		return fmt.Sprintf("must be at most %d characters long", f.max)
 	case strings.ContainsRune(text, 0) || !utf8.ValidString(text):
-		fault = "must be UTF-8 without the character NUL"
+		return "must be UTF-8 without the character NUL"
 	case !f.pattern.MatchString(text):
-		fault = "must match " + f.pattern.String()
+		return "must match " + f.pattern.String()
 	case len(f.enum) > 0 && !slices.Contains(f.enum, text):
-		fault = "must be one of " + strings.Join(f.enum, ", ")
+		return "must be one of " + strings.Join(f.enum, ", ")
 	}
-	if fault == "" {
-		return nil
-	}
-	return []FieldError{{f.name, fault}}
+	return ""
 }
 
 // soundEscape matches every escape of a JSON string but half a surrogate pair, which encoding/json would replace in silence.

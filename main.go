@@ -104,14 +104,10 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler) err
 // askReady is the health check of an image that has no shell.
 func askReady(addr string) error {
 	answer, err := http.Get("http://" + addr + "/readyz")
-	if err != nil {
-		return err
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = errors.New(answer.Status)
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		return errors.New(answer.Status)
-	}
-	return nil
+	return err
 }
 
 // dataFolder is where go run . keeps its data: in the checkout, or as root in the home of the user postgres, since
@@ -187,17 +183,18 @@ func findPrograms() string {
 
 // claim makes folder this program's alone, with a socket in a folder whose name is short enough for one, and hands both
 // to the user who may run PostgreSQL.
-func (p *postgres) claim(folder string) (err error) {
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return err
+func (p *postgres) claim(folder string) error {
+	err := os.MkdirAll(folder, 0o700)
+	if err == nil {
+		p.lock, err = os.Create(filepath.Join(folder, "lock"))
 	}
-	if p.lock, err = os.Create(filepath.Join(folder, "lock")); err != nil {
-		return err
+	if err == nil && syscall.Flock(int(p.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		err = fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", folder)
 	}
-	if syscall.Flock(int(p.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		return fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", folder)
+	if err == nil {
+		p.socket, err = os.MkdirTemp("", "pg")
 	}
-	if p.socket, err = os.MkdirTemp("", "pg"); err != nil || os.Getuid() != 0 {
+	if err != nil || os.Getuid() != 0 {
 		return err
 	}
 	owner, err := user.Lookup("postgres")
@@ -216,10 +213,7 @@ func (p *postgres) initialize() error {
 		return nil
 	}
 	fresh := p.data + ".new"
-	if err := os.RemoveAll(fresh); err != nil {
-		return err
-	}
-	if err := p.run("initdb", "-D", fresh, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"); err != nil {
+	if err := errors.Join(os.RemoveAll(fresh), p.run("initdb", "-D", fresh, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C")); err != nil {
 		return err
 	}
 	return os.Rename(fresh, p.data)

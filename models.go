@@ -188,12 +188,11 @@ type NewAmendment struct {
 	Outcome string `json:"outcome" required:"true" enum:"healthy,unhealthy,entered_in_error" description:"What the doctor found; entered_in_error strikes the amended entry from the record."`
 }
 
-// faults names what is wrong with the entry beyond its tags.
-func (e *Entry) faults() []FieldError {
+// check finds what is wrong with the entry beyond its tags.
+func (e *Entry) check(found *Faults) {
 	if e.OccurredAt != nil && time.Time(*e.OccurredAt).After(time.Now().Add(maxAhead)) {
-		return []FieldError{{"occurred_at", "must not be more than 5 minutes in the future"}}
+		found.add("occurred_at", "must not be more than 5 minutes in the future")
 	}
-	return nil
 }
 
 // answers tells whether the interaction is what a repeated request asked for: the same path and the same body, with
@@ -222,18 +221,30 @@ type Problem struct {
 
 func (p *Problem) Error() string { return fmt.Sprintf("%s: %v", p.Detail, p.cause) }
 
-func notFound(format string, ids ...any) *Problem {
-	return &Problem{Status: 404, Detail: fmt.Sprintf(format, ids...)}
+func refuse(status int, detail string, faults ...FieldError) *Problem {
+	return &Problem{Status: status, Detail: detail, Errors: faults}
 }
 
-func conflict(format string, ids ...any) *Problem {
-	return &Problem{Status: 409, Detail: fmt.Sprintf(format, ids...)}
-}
-
-func invalid(faults ...FieldError) *Problem {
-	return &Problem{Status: 422, Detail: "The entry cannot be documented as it is: mend what errors names.", Errors: faults}
-}
-
+// The refusals of the store, which knows no HTTP.
+func notFound(detail string) *Problem { return refuse(404, detail) }
+func conflict(detail string) *Problem { return refuse(409, detail) }
 func unavailable(detail string, cause error) *Problem {
 	return &Problem{Status: 503, Detail: detail, cause: cause}
+}
+
+// Faults collects what is wrong with the fields of an entry.
+type Faults []FieldError
+
+func (f *Faults) add(field, fault string) {
+	if fault != "" {
+		*f = append(*f, FieldError{field, fault})
+	}
+}
+
+// problem names all of them, or is nil where there is none.
+func (f Faults) problem() error {
+	if f == nil {
+		return nil
+	}
+	return refuse(422, "The entry cannot be documented as it is: mend what errors names.", f...)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
 	"strings"
 	"time"
 
@@ -243,45 +244,44 @@ func (s *Store) AmendInteraction(ctx context.Context, in NewAmendment) (Interact
 	return s.record(ctx, in.PatientID, &in.InteractionID, in.Outcome, in.Entry)
 }
 
-func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outcome string, e Entry) (made Interaction, err error) {
+func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outcome string, e Entry) (none Interaction, err error) {
 	args := []any{patientID, e.DoctorID, amends, (*time.Time)(e.OccurredAt), time.Now(), e.IdempotencyKey, outcome, string(e.Notes)}
-	inserted, err := collect(ctx, s.writes, scanInteraction, insertQuery, args...)
+	made, err := collect(ctx, s.writes, scanInteraction, insertQuery, args...)
 	if err != nil {
-		return made, err
+		return none, err
 	}
-	if len(inserted) == 1 {
-		return inserted[0], nil
+	if len(made) == 1 {
+		return made[0], nil
 	}
 	o, err := one(ctx, s.writes, noPatient(patientID), pgx.RowToStructByPos[obstacles], obstaclesQuery, args[:6]...)
+	var found Faults
 	switch {
 	case err != nil:
-		return made, err
+		return none, err
 	case o.Repeated != nil && o.Repeated.answers(amends, outcome, e):
 		return *o.Repeated, nil
 	case o.Repeated != nil:
-		return made, invalid(FieldError{"Idempotency-Key", fmt.Sprintf("was used for another request, which made interaction %d: choose a new key", o.Repeated.ID)})
+		found.add("Idempotency-Key", fmt.Sprintf("was used for another request, which made interaction %d: choose a new key", o.Repeated.ID))
 	case amends != nil && !o.AmendedExists:
-		return made, noInteraction(patientID, *amends)
+		return none, noInteraction(patientID, *amends)
 	case o.AmendedBy != nil:
-		return made, conflict("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy)
+		return none, conflict(fmt.Sprintf("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy))
+	case o.DoctorExists && o.Born:
+		return none, unavailable("The record changed meanwhile: repeat the request.", nil)
 	}
-	var faults []FieldError
 	if !o.DoctorExists {
-		faults = append(faults, FieldError{"doctor_id", fmt.Sprintf("there is no doctor %d", e.DoctorID)})
+		found.add("doctor_id", fmt.Sprintf("there is no doctor %d", e.DoctorID))
 	}
 	if !o.Born {
-		faults = append(faults, FieldError{"occurred_at", "must not be before the patient's birth date, " + o.BirthDate})
+		found.add("occurred_at", "must not be before the patient's birth date, "+o.BirthDate)
 	}
-	if faults == nil {
-		return made, unavailable("The record changed meanwhile: repeat the request.", nil)
-	}
-	return made, invalid(faults...)
+	return none, found.problem()
 }
 
-func noPatient(id int64) *Problem { return notFound("There is no patient %d.", id) }
+func noPatient(id int64) *Problem { return notFound(fmt.Sprintf("There is no patient %d.", id)) }
 
 func noInteraction(patientID, id int64) *Problem {
-	return notFound("Patient %d has no interaction %d.", patientID, id)
+	return notFound(fmt.Sprintf("Patient %d has no interaction %d.", patientID, id))
 }
 
 // filter collects the conditions of a WHERE clause with their parameters, after those that the statement has anyway.
@@ -337,34 +337,35 @@ func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
 }
 
 func collect[T any](ctx context.Context, pool *pgxpool.Pool, scan pgx.RowToFunc[T], query string, args ...any) ([]T, error) {
-	rows, err := pool.Query(ctx, query, args...)
-	if err != nil {
-		return nil, explain(pool, err)
-	}
+	rows, _ := pool.Query(ctx, query, args...) // its error is that of the rows as well
 	items, err := pgx.CollectRows(rows, scan)
-	if err != nil {
-		return nil, explain(pool, err)
-	}
-	return items, nil
+	return items, explain(pool, err)
 }
 
-// explain tells a database that cannot answer now from a defect of ours. Codes are PostgreSQL's, appendix A of its
-// documentation.
+// passing matches the codes, of PostgreSQL's appendix A, of what passes: no connection, no resources, a shut-down, a
+// statement that took too long, a lock that another holds, and a primary that became a standby.
+var passing = regexp.MustCompile(`^(08|53|57|25006|55P03|40001|40P01)`)
+
+// explain tells a database that cannot answer now from a defect of ours.
 func explain(pool *pgxpool.Pool, err error) error {
 	var reported *pgconn.PgError
 	var connect *pgconn.ConnectError
 	var network *net.OpError
-	detail := "The database cannot answer right now: repeat the request in a moment."
+	code := ""
+	if errors.As(err, &reported) {
+		code = reported.Code
+	}
 	switch {
-	case errors.As(err, &connect), errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF),
-		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-	case errors.As(err, &reported) && reported.Code == "42P01":
-		detail = "The database holds no tables: load schema.sql with psql."
-	case reported != nil && reported.Code == "25006": // a primary that became a standby
+	case err == nil:
+		return nil
+	case code == "42P01":
+		return unavailable("The database holds no tables: load schema.sql with psql.", err)
+	case code == "25006": // its connections stay with the old primary
 		pool.Reset()
-	case reported != nil && (strings.Contains("08 53 57", reported.Code[:2]) || strings.Contains("55P03 40001 40P01", reported.Code)):
+	case passing.MatchString(code), errors.As(err, &connect), errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 	default:
 		return fmt.Errorf("query the database: %w", err)
 	}
-	return unavailable(detail, err)
+	return unavailable("The database cannot answer right now: repeat the request in a moment.", err)
 }
