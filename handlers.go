@@ -68,7 +68,7 @@ func operations(s *Store, document *json.RawMessage) []operation {
 func checkLiveness(context.Context, struct{}) (Health, error) { return Health{"ok"}, nil }
 
 // newHandler returns the whole service.
-func newHandler(s *Store, log *slog.Logger) (http.Handler, error) {
+func newHandler(s *Store, log *slog.Logger) http.Handler {
 	var document json.RawMessage
 	mux, all := http.NewServeMux(), operations(s, &document)
 	for _, op := range all {
@@ -79,9 +79,8 @@ func newHandler(s *Store, log *slog.Logger) (http.Handler, error) {
 	}
 	mux.Handle("GET /docs/", swaggerUI())
 	mux.Handle("GET /{$}", http.RedirectHandler("/docs/", http.StatusFound))
-	var err error
-	document, err = newDocument(all)
-	return around(mux, log), err
+	document = newDocument(all)
+	return around(mux, log)
 }
 
 // around is what every request goes through, whatever its path. It writes one log line, without a name, a note, a value
@@ -128,14 +127,11 @@ type response struct {
 // WriteHeader turns the plain 404 and 405 of net/http into problems.
 func (w *response) WriteHeader(status int) {
 	w.status = status
-	switch {
-	case w.Header().Get("Content-Type") != "text/plain; charset=utf-8":
-		w.ResponseWriter.WriteHeader(status)
-	case status == 405:
-		w.err = refuse(status, "This path does not take this method: the header Allow names those that it takes.")
-	default:
-		w.err = refuse(status, "There is nothing at this path: /docs/ shows the paths that there are.")
+	if w.Header().Get("Content-Type") == "text/plain; charset=utf-8" {
+		w.err = refuse(status, "There is no such path, or it does not take this method: see /docs/.")
+		return
 	}
+	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *response) Write(body []byte) (int, error) {
@@ -170,6 +166,10 @@ func (w *response) problem() {
 		w.Header().Set("Retry-After", "1")
 	}
 	w.json(problem.Status, "application/problem+json", problem)
+}
+
+func refuse(status int, detail string, faults ...FieldError) *Problem {
+	return &Problem{Status: status, Detail: detail, Errors: faults}
 }
 
 // endpoint is a typed function as HTTP sees it.
@@ -234,31 +234,31 @@ func decode(r *http.Request, fields []field, in any) error {
 			return err
 		}
 	}
-	var unreadable, unacceptable Faults
+	found := invalid()
 	for _, f := range fields {
 		v := reflect.ValueOf(in).Elem().FieldByIndex(f.Index)
 		switch f.source {
 		case "path":
-			unreadable.add(f.name, f.set(v, r.PathValue(f.name)))
+			found.add(400, f.name, f.set(v, r.PathValue(f.name)))
 		case "query":
-			unreadable.add(f.name, f.set(v, query[f.name]...))
+			found.add(400, f.name, f.set(v, query[f.name]...))
 			delete(query, f.name)
 		case "header":
-			unreadable.add(f.name, f.set(v, r.Header[f.name]...))
+			found.add(400, f.name, f.set(v, r.Header[f.name]...))
 		case "json":
-			unacceptable.add(f.name, f.fault(v))
+			found.add(422, f.name, f.fault(v))
 		}
 	}
 	for name := range query {
-		unreadable.add(name, "is no parameter of this operation")
+		found.add(400, name, "is no parameter of this operation")
 	}
-	if entry, ok := in.(interface{ check(*Faults) }); ok {
-		entry.check(&unacceptable)
+	if entry, ok := in.(interface{ check(*Problem) }); ok {
+		entry.check(found)
 	}
-	if unreadable != nil {
-		return refuse(400, "The request cannot be read: mend what errors names.", unreadable...)
+	if found.Errors != nil {
+		return found
 	}
-	return unacceptable.problem()
+	return nil
 }
 
 // set gives v the value that the request has for the field, and says what is wrong with it.
@@ -334,10 +334,8 @@ func decodeBody(r *http.Request, in any) error {
 		return refuse(413, "The body must be at most 128 KiB.")
 	case err != nil:
 		return refuse(400, "The body did not arrive whole.")
-	case !utf8.Valid(body):
-		return refuse(400, "The body must be UTF-8.")
-	case strings.Contains(soundEscape.ReplaceAllString(string(body), ""), `\u`):
-		return refuse(400, "The body holds an escape of half a surrogate pair.")
+	case !utf8.Valid(body), strings.Contains(soundEscape.ReplaceAllString(string(body), ""), `\u`):
+		return refuse(400, "The body must be UTF-8, and no escape in it half of a surrogate pair.")
 	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()

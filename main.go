@@ -16,7 +16,6 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -51,7 +50,7 @@ func run(ctx context.Context, getenv func(string) string, args ...string) error 
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	addr := cmp.Or(getenv("ADDR"), "127.0.0.1:8080")
-	if slices.Equal(args, []string{"ready"}) {
+	if len(args) == 1 && args[0] == "ready" {
 		return askReady(addr)
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -61,16 +60,12 @@ func run(ctx context.Context, getenv func(string) string, args ...string) error 
 	}
 	databaseURL := getenv("DATABASE_URL")
 	if databaseURL == "" {
-		folder, err := dataFolder()
-		if err != nil {
-			return err
-		}
-		log.Info("starting a private PostgreSQL", "folder", folder)
-		private, err := startPostgres(ctx, folder)
+		private, err := startPostgres(ctx, ".postgres")
 		if err != nil {
 			return err
 		}
 		defer private.stop()
+		log.Info("started a private PostgreSQL", "folder", private.folder)
 		databaseURL = private.url + "&role=patient_interactions"
 	}
 	store, err := OpenStore(ctx, databaseURL)
@@ -78,12 +73,8 @@ func run(ctx context.Context, getenv func(string) string, args ...string) error 
 		return err
 	}
 	defer store.Close()
-	handler, err := newHandler(store, log)
-	if err != nil {
-		return err
-	}
 	log.Info("serving", "url", "http://"+listener.Addr().String()+"/docs/")
-	return serve(ctx, listener, handler)
+	return serve(ctx, listener, newHandler(store, log))
 }
 
 // serve answers requests until ctx ends, and then those that are in flight.
@@ -110,25 +101,16 @@ func askReady(addr string) error {
 	return err
 }
 
-// dataFolder is where go run . keeps its data: in the checkout, or as root in the home of the user postgres, since
-// PostgreSQL refuses root and that user may not enter every checkout.
-func dataFolder() (string, error) {
-	checkout, err := os.Getwd()
-	if owner, err := user.Lookup("postgres"); os.Getuid() == 0 && err == nil {
-		return filepath.Join(owner.HomeDir, "patient-interactions-"+url.PathEscape(checkout)), nil
-	}
-	return filepath.Join(checkout, ".postgres"), err
-}
-
 // postgres is a private server, reached by a unix socket only.
 type postgres struct {
-	programs, data, socket, url string
-	user                        *syscall.Credential // nil: the user who runs this program
-	lock                        *os.File
+	programs, folder, data, socket, url string
+	user                                *syscall.Credential // nil: the user who runs this program
+	lock                                *os.File
 }
 
-// startPostgres starts the installed PostgreSQL with its data in folder, and loads schema and seed the first time. If a
-// killed run left its PostgreSQL running, that one is stopped first.
+// startPostgres starts the installed PostgreSQL with its data in folder, and loads schema and seed the first time. As
+// root, which PostgreSQL refuses, it runs as the user postgres with the data in that user's home, since that user may not
+// enter every folder. If a killed run left its PostgreSQL running, that one is stopped first.
 func startPostgres(ctx context.Context, folder string, settings ...string) (*postgres, error) {
 	p := &postgres{programs: findPrograms()}
 	version, err := exec.Command(filepath.Join(p.programs, "postgres"), "--version").Output()
@@ -136,13 +118,13 @@ func startPostgres(ctx context.Context, folder string, settings ...string) (*pos
 	if err != nil || len(words) < 3 {
 		return nil, errors.New("PostgreSQL is not installed: run 'sudo apt-get install -y postgresql' (macOS: 'brew install postgresql'), or set DATABASE_URL")
 	}
-	major, _, _ := strings.Cut(words[2], ".")
-	p.data = filepath.Join(folder, major)
 	if err := p.claim(folder); err != nil {
 		return nil, err
 	}
-	settings = append(settings, "listen_addresses=", "unix_socket_directories="+p.socket, "log_error_verbosity=terse")
+	major, _, _ := strings.Cut(words[2], ".")
+	p.data = filepath.Join(p.folder, major)
 	p.url = "postgres:///postgres?user=postgres&host=" + url.QueryEscape(p.socket)
+	settings = append(settings, "listen_addresses=", "unix_socket_directories="+p.socket, "log_error_verbosity=terse")
 	if err = p.initialize(); err == nil {
 		err = p.run("pg_ctl", "restart", "-D", p.data, "-l", filepath.Join(p.data, "server.log"), "-o", "-c "+strings.Join(settings, " -c "))
 	}
@@ -164,47 +146,45 @@ func (p *postgres) stop() {
 
 // findPrograms returns the folder of PostgreSQL's programs, or nothing.
 func findPrograms() string {
-	folders := filepath.SplitList(os.Getenv("PATH"))
-	if bindir, err := exec.Command("pg_config", "--bindir").Output(); err == nil {
-		folders = append(folders, strings.TrimSpace(string(bindir)))
-	}
-	for _, pattern := range []string{"/usr/lib/postgresql/[1-9][0-9]/bin", "/opt/homebrew/opt/postgresql@[1-9][0-9]/bin", "/usr/local/opt/postgresql@[1-9][0-9]/bin"} {
-		found, _ := filepath.Glob(pattern)
-		slices.Reverse(found) // the newest first
-		folders = append(folders, found...)
-	}
+	bindir, _ := exec.Command("pg_config", "--bindir").Output() // where there is one
+	folders := append(filepath.SplitList(os.Getenv("PATH")), strings.TrimSpace(string(bindir)),
+		"/usr/lib/postgresql/[1-9][0-9]/bin", "/opt/homebrew/opt/postgresql@[1-9][0-9]/bin", "/usr/local/opt/postgresql@[1-9][0-9]/bin")
 	for _, folder := range folders {
-		if _, err := os.Stat(filepath.Join(folder, "initdb")); err == nil {
-			return folder
+		if found, _ := filepath.Glob(filepath.Join(folder, "initdb")); found != nil {
+			return filepath.Dir(found[len(found)-1]) // the newest
 		}
 	}
 	return ""
 }
 
-// claim makes folder this program's alone, with a socket in a folder whose name is short enough for one, and hands both
-// to the user who may run PostgreSQL.
-func (p *postgres) claim(folder string) error {
-	err := os.MkdirAll(folder, 0o700)
-	if err == nil {
-		p.lock, err = os.Create(filepath.Join(folder, "lock"))
-	}
-	if err == nil && syscall.Flock(int(p.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		err = fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", folder)
-	}
-	if err == nil {
-		p.socket, err = os.MkdirTemp("", "pg")
-	}
-	if err != nil || os.Getuid() != 0 {
+// claim makes the folder this program's alone, with a socket in a folder whose name is short enough for one, and hands
+// both to the user who runs PostgreSQL.
+func (p *postgres) claim(folder string) (err error) {
+	if p.folder, err = filepath.Abs(folder); err != nil {
 		return err
 	}
-	owner, err := user.Lookup("postgres")
-	if err != nil {
-		return errors.New("PostgreSQL refuses to run as root and there is no user postgres: run as an ordinary user, or set DATABASE_URL")
+	uid, gid := os.Getuid(), os.Getgid()
+	if uid == 0 {
+		owner, err := user.Lookup("postgres")
+		if err != nil {
+			return errors.New("PostgreSQL refuses to run as root and there is no user postgres: run as an ordinary user, or set DATABASE_URL")
+		}
+		uid, _ = strconv.Atoi(owner.Uid)
+		gid, _ = strconv.Atoi(owner.Gid)
+		p.user = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+		p.folder = filepath.Join(owner.HomeDir, "patient-interactions-"+url.PathEscape(p.folder))
 	}
-	uid, _ := strconv.Atoi(owner.Uid)
-	gid, _ := strconv.Atoi(owner.Gid)
-	p.user = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	return errors.Join(os.Chown(folder, uid, gid), os.Chown(p.socket, uid, gid))
+	if err := os.MkdirAll(p.folder, 0o700); err != nil {
+		return err
+	}
+	if p.lock, err = os.Create(filepath.Join(p.folder, "lock")); err != nil {
+		return err
+	}
+	if syscall.Flock(int(p.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		return fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", p.folder)
+	}
+	p.socket, err = os.MkdirTemp("", "pg")
+	return errors.Join(err, os.Chown(p.folder, uid, gid), os.Chown(p.socket, uid, gid))
 }
 
 // initialize makes the data the first time, whole or not at all: a killed initdb leaves half of it.

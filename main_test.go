@@ -54,11 +54,11 @@ func testAll(m *testing.M) (int, error) {
 		if err != nil {
 			return 1, err
 		}
-		defer os.RemoveAll(folder)
 		private, err := startPostgres(ctx, folder, "fsync=off")
 		if err != nil {
 			return 1, err
 		}
+		defer os.RemoveAll(private.folder)
 		defer private.stop()
 		server = private.url
 	}
@@ -89,10 +89,7 @@ func testAll(m *testing.M) (int, error) {
 		return 1, err
 	}
 	defer store.Close()
-	handler, err := newHandler(store, slog.New(slog.NewTextHandler(&logged, nil)))
-	if err != nil {
-		return 1, err
-	}
+	handler := newHandler(store, slog.New(slog.NewTextHandler(&logged, nil)))
 	service := httptest.NewServer(handler)
 	defer service.Close()
 	baseURL = service.URL

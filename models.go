@@ -189,18 +189,10 @@ type NewAmendment struct {
 }
 
 // check finds what is wrong with the entry beyond its tags.
-func (e *Entry) check(found *Faults) {
+func (e *Entry) check(found *Problem) {
 	if e.OccurredAt != nil && time.Time(*e.OccurredAt).After(time.Now().Add(maxAhead)) {
-		found.add("occurred_at", "must not be more than 5 minutes in the future")
+		found.add(422, "occurred_at", "must not be more than 5 minutes in the future")
 	}
-}
-
-// answers tells whether the interaction is what a repeated request asked for: the same path and the same body, with
-// occurred_at only where that body has it.
-func (i Interaction) answers(amends *int64, outcome string, e Entry) bool {
-	return (i.Amends == nil) == (amends == nil) && (amends == nil || *i.Amends == *amends) &&
-		i.Doctor.ID == e.DoctorID && string(i.Outcome) == outcome && i.Notes == string(e.Notes) &&
-		(e.OccurredAt == nil || i.OccurredAt.Equal(time.Time(*e.OccurredAt)))
 }
 
 // FieldError says what is wrong with one field of a request.
@@ -221,30 +213,21 @@ type Problem struct {
 
 func (p *Problem) Error() string { return fmt.Sprintf("%s: %v", p.Detail, p.cause) }
 
-func refuse(status int, detail string, faults ...FieldError) *Problem {
-	return &Problem{Status: status, Detail: detail, Errors: faults}
+// add names a fault of a field, if there is one. The gravest status counts: 400, what cannot be read, before 422.
+func (p *Problem) add(status int, field, fault string) {
+	if fault != "" {
+		p.Status = min(p.Status, status)
+		p.Errors = append(p.Errors, FieldError{field, fault})
+	}
 }
 
-// The refusals of the store, which knows no HTTP.
-func notFound(detail string) *Problem { return refuse(404, detail) }
-func conflict(detail string) *Problem { return refuse(409, detail) }
+func notFound(detail string) *Problem { return &Problem{Status: 404, Detail: detail} }
+func conflict(detail string) *Problem { return &Problem{Status: 409, Detail: detail} }
 func unavailable(detail string, cause error) *Problem {
 	return &Problem{Status: 503, Detail: detail, cause: cause}
 }
 
-// Faults collects what is wrong with the fields of an entry.
-type Faults []FieldError
-
-func (f *Faults) add(field, fault string) {
-	if fault != "" {
-		*f = append(*f, FieldError{field, fault})
-	}
-}
-
-// problem names all of them, or is nil where there is none.
-func (f Faults) problem() error {
-	if f == nil {
-		return nil
-	}
-	return refuse(422, "The entry cannot be documented as it is: mend what errors names.", f...)
+// invalid awaits the faults that make it a problem.
+func invalid() *Problem {
+	return &Problem{Status: 422, Detail: "The request cannot be taken as it is: mend what errors names."}
 }

@@ -53,10 +53,7 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 }
 
 // Close waits for the statements under way.
-func (s *Store) Close() {
-	s.reads.Close()
-	s.writes.Close()
-}
+func (s *Store) Close() { s.reads.Close(); s.writes.Close() }
 
 // Every statement about one patient compares patient_id, or patients.id, with a parameter, and joins interactions with
 // each other on patient_id as well, so that all of it can run on the one shard where the patient lives.
@@ -102,7 +99,7 @@ func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (Page[Patien
 	f.and(in.HealthStatus != "", "p.health_status = $%d", in.HealthStatus)
 	f.and(in.DoctorID > 0, "p.id IN (SELECT i.patient_id FROM interactions i WHERE i.doctor_id = $%d AND "+isCurrent+")", in.DoctorID)
 	f.and(in.Cursor > 0, "(p.name, p.id) > (SELECT c.name, c.id FROM patients c WHERE c.id = $%d)", int64(in.Cursor))
-	patients, err := collect(ctx, s.reads, scanPatient, fmt.Sprintf(patientsQuery, f.where), f.args...)
+	patients, err := collect(ctx, s.reads, pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, f.where), f.args...)
 	return page(patients, in.Limit, func(p Patient) int64 { return p.ID }), err
 }
 
@@ -113,7 +110,7 @@ WHERE  id = $1`
 
 // GetPatient returns a patient with the present state.
 func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error) {
-	return one(ctx, s.reads, noPatient(in.PatientID), scanPatient, patientQuery, in.PatientID)
+	return one(ctx, s.reads, noPatient(in.PatientID), pgx.RowToStructByPos[Patient], patientQuery, in.PatientID)
 }
 
 // The patient comes first, so that one without such entries is told from none: it is a row of NULLs. The page is cut
@@ -169,20 +166,21 @@ func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interac
 	return one(ctx, s.reads, noInteraction(in.PatientID, in.InteractionID), scanInteraction, interactionQuery, in.PatientID, in.InteractionID)
 }
 
-// A period is a run of equal outcomes: within it, the difference of the two row numbers stays the same.
+// A period begins where the outcome is not that of the entry before; how many entries it holds, the numbers of its first
+// and the next one's tell.
 const timelineQuery = `
 SELECT    p.health_status, coalesce(t.periods, '[]')
 FROM      patients p
 LEFT JOIN (
-    SELECT   patient_id, jsonb_agg(jsonb_build_object('outcome', outcome, 'from', starts, 'to', ends, 'interactions', interactions) ORDER BY position) AS periods
-    FROM     (SELECT   patient_id, outcome, count(*) AS interactions, min(n) AS position, min(occurred_at) AS starts,
-                       lead(min(occurred_at)) OVER (ORDER BY min(n)) AS ends
-              FROM     (SELECT i.patient_id, i.outcome, i.occurred_at,
-                               row_number() OVER (ORDER BY i.occurred_at, i.id) AS n,
-                               row_number() OVER (PARTITION BY i.outcome ORDER BY i.occurred_at, i.id) AS n_of_outcome
-                        FROM   interactions i
-                        WHERE  i.patient_id = $1 AND ` + isCurrent + `) numbered
-              GROUP BY patient_id, outcome, n - n_of_outcome) periods
+    SELECT   patient_id, jsonb_agg(jsonb_build_object('outcome', outcome, 'from', starts, 'to', ends, 'interactions', interactions) ORDER BY n) AS periods
+    FROM     (SELECT patient_id, outcome, n, occurred_at AS starts, lead(occurred_at) OVER w AS ends, lead(n, 1, total + 1) OVER w - n AS interactions
+              FROM   (SELECT i.patient_id, i.outcome, i.occurred_at, row_number() OVER w AS n, count(*) OVER () AS total,
+                             lag(i.outcome) OVER w IS DISTINCT FROM i.outcome AS begins
+                      FROM   interactions i
+                      WHERE  i.patient_id = $1 AND ` + isCurrent + `
+                      WINDOW w AS (ORDER BY i.occurred_at, i.id)) numbered
+              WHERE  begins
+              WINDOW w AS (ORDER BY n)) period
     GROUP BY patient_id
 ) t ON t.patient_id = p.id
 WHERE     p.id = $1`
@@ -211,13 +209,15 @@ SELECT new.id, new.patient_id, d.id, d.name, new.occurred_at, new.recorded_at, n
 FROM   new
 JOIN   doctors d ON d.id = new.doctor_id`
 
-// obstaclesQuery asks for all that insertQuery may have stumbled over, and for the entry that has the key.
+// obstaclesQuery asks for all that insertQuery may have stumbled over, and for the entry that has the key: what it is, and
+// whether it came of the same request.
 const obstaclesQuery = `
 SELECT    p.birth_date::text, p.birth_date <= (coalesce($4, amended.occurred_at, $5) AT TIME ZONE 'UTC')::date AS born,
           d.id IS NOT NULL AS doctor_exists, amended.id IS NOT NULL AS amended_exists, later.id AS amended_by,
+          i.doctor_id = $2 AND i.amends IS NOT DISTINCT FROM $3 AND coalesce(i.occurred_at = $4, true) AND i.outcome = $7 AND i.notes = $8 AS same,
           CASE WHEN i.id IS NOT NULL THEN jsonb_build_object(
               'id', i.id, 'patient_id', i.patient_id, 'doctor', jsonb_build_object('id', by.id, 'name', by.name), 'occurred_at', i.occurred_at,
-              'recorded_at', i.recorded_at, 'outcome', i.outcome, 'notes', i.notes, 'amends', i.amends, 'amended_by', a.id) END AS repeated
+              'recorded_at', i.recorded_at, 'outcome', i.outcome, 'notes', i.notes, 'amends', i.amends, 'amended_by', a.id) END AS made
 FROM      patients p
 LEFT JOIN doctors d            ON d.id = $2
 LEFT JOIN interactions amended ON amended.patient_id = p.id AND amended.id = $3
@@ -231,7 +231,8 @@ type obstacles struct {
 	BirthDate                         string
 	Born, DoctorExists, AmendedExists bool
 	AmendedBy                         *int64
-	Repeated                          *Interaction
+	Same                              *bool
+	Made                              *Interaction
 }
 
 // DocumentInteraction records an interaction.
@@ -253,29 +254,30 @@ func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outc
 	if len(made) == 1 {
 		return made[0], nil
 	}
-	o, err := one(ctx, s.writes, noPatient(patientID), pgx.RowToStructByPos[obstacles], obstaclesQuery, args[:6]...)
-	var found Faults
+	o, err := one(ctx, s.writes, noPatient(patientID), pgx.RowToStructByPos[obstacles], obstaclesQuery, args...)
+	refusal := invalid()
 	switch {
 	case err != nil:
 		return none, err
-	case o.Repeated != nil && o.Repeated.answers(amends, outcome, e):
-		return *o.Repeated, nil
-	case o.Repeated != nil:
-		found.add("Idempotency-Key", fmt.Sprintf("was used for another request, which made interaction %d: choose a new key", o.Repeated.ID))
+	case o.Made != nil && *o.Same:
+		return *o.Made, nil
+	case o.Made != nil:
+		refusal.add(422, "Idempotency-Key", fmt.Sprintf("was used for another request, which made interaction %d: choose a new key", o.Made.ID))
 	case amends != nil && !o.AmendedExists:
-		return none, noInteraction(patientID, *amends)
+		refusal = noInteraction(patientID, *amends)
 	case o.AmendedBy != nil:
-		return none, conflict(fmt.Sprintf("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy))
+		refusal = conflict(fmt.Sprintf("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy))
 	case o.DoctorExists && o.Born:
-		return none, unavailable("The record changed meanwhile: repeat the request.", nil)
+		refusal = unavailable("The record changed meanwhile: repeat the request.", nil)
+	default:
+		if !o.DoctorExists {
+			refusal.add(422, "doctor_id", fmt.Sprintf("there is no doctor %d", e.DoctorID))
+		}
+		if !o.Born {
+			refusal.add(422, "occurred_at", "must not be before the patient's birth date, "+o.BirthDate)
+		}
 	}
-	if !o.DoctorExists {
-		found.add("doctor_id", fmt.Sprintf("there is no doctor %d", e.DoctorID))
-	}
-	if !o.Born {
-		found.add("occurred_at", "must not be before the patient's birth date, "+o.BirthDate)
-	}
-	return none, found.problem()
+	return none, refusal
 }
 
 func noPatient(id int64) *Problem { return notFound(fmt.Sprintf("There is no patient %d.", id)) }
@@ -320,11 +322,6 @@ func one[T any](ctx context.Context, pool *pgxpool.Pool, missing error, scan pgx
 		return item, missing
 	}
 	return items[0], nil
-}
-
-func scanPatient(row pgx.CollectableRow) (p Patient, err error) {
-	err = row.Scan(&p.ID, &p.Name, &p.BirthDate, &p.HealthStatus, &p.LastInteractionAt)
-	return p, err
 }
 
 // scanInteraction leaves the interaction zero where the row is a patient without one.
