@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -142,34 +141,30 @@ func (w *response) Write(body []byte) (int, error) {
 }
 
 func (w *response) json(status int, contentType string, v any) error {
-	var body bytes.Buffer
-	encoder := json.NewEncoder(&body)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(v); err != nil {
+	body, err := json.Marshal(v)
+	if err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
 	w.status = status
 	w.Header().Set("Content-Type", contentType)
-	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.Header().Set("Cache-Control", "no-store")
 	w.ResponseWriter.WriteHeader(status)
-	w.ResponseWriter.Write(body.Bytes()) // a client that is gone needs no answer
+	w.ResponseWriter.Write(body) // a client that is gone needs no answer
 	return nil
 }
 
 // problem answers with w.err, which is a defect of ours where it is no Problem.
 func (w *response) problem() {
-	problem := refuse(500, "The service has a defect: tell its operator the X-Request-Id.")
-	errors.As(w.err, &problem)
+	problem, ok := errors.AsType[*Problem](w.err)
+	if !ok {
+		problem = refuse(500, "The service has a defect: tell its operator the X-Request-Id.")
+	}
 	problem.Type, problem.Title = "about:blank", http.StatusText(problem.Status)
 	if problem.Status == 503 {
 		w.Header().Set("Retry-After", "1")
 	}
 	w.json(problem.Status, "application/problem+json", problem)
-}
-
-func refuse(status int, detail string, faults ...FieldError) *Problem {
-	return &Problem{Status: status, Detail: detail, Errors: faults}
 }
 
 // endpoint is a typed function as HTTP sees it.
@@ -272,19 +267,15 @@ func (f field) set(v reflect.Value, values ...string) (fault string) {
 	case text == "":
 		return ""
 	}
-	if v.Kind() == reflect.Pointer {
-		v.Set(reflect.New(v.Type().Elem()))
-		v = v.Elem()
-	}
+	var err error
 	switch to := v.Addr().Interface().(type) {
-	case encoding.TextUnmarshaler:
-		if err := to.UnmarshalText([]byte(text)); err != nil {
-			return err.Error()
-		}
-		return ""
+	case *Cursor:
+		err = to.UnmarshalText([]byte(text))
+	case **Instant:
+		*to = new(Instant)
+		err = (*to).UnmarshalText([]byte(text))
 	case *bool:
-		*to = text == "true"
-		if !*to && text != "false" {
+		if *to = text == "true"; !*to && text != "false" {
 			return "must be true or false"
 		}
 	case *int64: // what is none stays 0, which no number here may be
@@ -293,6 +284,9 @@ func (f field) set(v reflect.Value, values ...string) (fault string) {
 		}
 	case *string:
 		*to = text
+	}
+	if err != nil {
+		return err.Error()
 	}
 	return f.fault(v)
 }
@@ -328,9 +322,9 @@ func decodeBody(r *http.Request, in any) error {
 		return refuse(415, "The body must be application/json.")
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
-	var tooLarge *http.MaxBytesError
+	_, tooLarge := errors.AsType[*http.MaxBytesError](err)
 	switch {
-	case errors.As(err, &tooLarge):
+	case tooLarge:
 		return refuse(413, "The body must be at most 128 KiB.")
 	case err != nil:
 		return refuse(400, "The body did not arrive whole.")
@@ -340,10 +334,9 @@ func decodeBody(r *http.Request, in any) error {
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
 	err = decoder.Decode(in)
-	var wrongType *json.UnmarshalTypeError
-	if errors.As(err, &wrongType) { // its own text names Go types
+	if wrongType, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // its own text names Go types
 		name := wrongType.Field[strings.LastIndexByte(wrongType.Field, '.')+1:]
-		return refuse(400, "The body has a value of a wrong type.", FieldError{cmp.Or(name, "body"), "must not be of the type " + wrongType.Value})
+		return refuse(400, "The body has a value of a wrong type.").add(400, cmp.Or(name, "body"), "must not be of the type "+wrongType.Value)
 	}
 	if err != nil {
 		return refuse(400, "The body cannot be read: "+strings.TrimPrefix(err.Error(), "json: ")+".")

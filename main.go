@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -113,19 +114,19 @@ type postgres struct {
 // enter every folder. If a killed run left its PostgreSQL running, that one is stopped first.
 func startPostgres(ctx context.Context, folder string, settings ...string) (*postgres, error) {
 	p := &postgres{programs: findPrograms()}
-	version, err := exec.Command(filepath.Join(p.programs, "postgres"), "--version").Output()
-	words := strings.Fields(string(version)) // postgres (PostgreSQL) 15.18 (Debian …)
-	if err != nil || len(words) < 3 {
+	version, _ := exec.Command(filepath.Join(p.programs, "postgres"), "--version").Output()
+	major := regexp.MustCompile(`\d+`).FindString(string(version)) // postgres (PostgreSQL) 15.18 (Debian …)
+	if major == "" {
 		return nil, errors.New("PostgreSQL is not installed: run 'sudo apt-get install -y postgresql' (macOS: 'brew install postgresql'), or set DATABASE_URL")
 	}
 	if err := p.claim(folder); err != nil {
 		return nil, err
 	}
-	major, _, _ := strings.Cut(words[2], ".")
 	p.data = filepath.Join(p.folder, major)
 	p.url = "postgres:///postgres?user=postgres&host=" + url.QueryEscape(p.socket)
 	settings = append(settings, "listen_addresses=", "unix_socket_directories="+p.socket, "log_error_verbosity=terse")
-	if err = p.initialize(); err == nil {
+	err := p.initialize()
+	if err == nil {
 		err = p.run("pg_ctl", "restart", "-D", p.data, "-l", filepath.Join(p.data, "server.log"), "-o", "-c "+strings.Join(settings, " -c "))
 	}
 	if err == nil {
@@ -174,11 +175,9 @@ func (p *postgres) claim(folder string) (err error) {
 		p.user = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 		p.folder = filepath.Join(owner.HomeDir, "patient-interactions-"+url.PathEscape(p.folder))
 	}
-	if err := os.MkdirAll(p.folder, 0o700); err != nil {
-		return err
-	}
+	made := os.MkdirAll(p.folder, 0o700)
 	if p.lock, err = os.Create(filepath.Join(p.folder, "lock")); err != nil {
-		return err
+		return errors.Join(made, err)
 	}
 	if syscall.Flock(int(p.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		return fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", p.folder)
@@ -214,15 +213,13 @@ func (p *postgres) run(program string, args ...string) error {
 func load(ctx context.Context, databaseURL string) error {
 	conn, err := pgx.Connect(ctx, databaseURL)
 	if err != nil {
-		return fmt.Errorf("connect to load the schema: %w", err)
+		return err
 	}
 	defer conn.Close(context.Background())
 	var loaded bool
-	if err := conn.QueryRow(ctx, "SELECT to_regclass('interactions') IS NOT NULL").Scan(&loaded); err != nil || loaded {
-		return err
+	err = conn.QueryRow(ctx, "SELECT to_regclass('interactions') IS NOT NULL").Scan(&loaded)
+	if err == nil && !loaded {
+		_, err = conn.Exec(ctx, schemaSQL+seedSQL)
 	}
-	if _, err := conn.Exec(ctx, schemaSQL+seedSQL); err != nil {
-		return fmt.Errorf("load schema.sql and seed.sql: %w", err)
-	}
-	return nil
+	return err
 }

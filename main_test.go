@@ -166,7 +166,7 @@ func TestHistoryPagesNewestFirstWithoutGapOrRepeat(t *testing.T) {
 	}
 	want[1], want[2] = want[2], want[1] // of two at one instant, the highest id comes first
 	for path := history(patient) + "?limit=2"; path != ""; {
-		var page Page[Interaction]
+		var page PageOf[Interaction]
 		require.Equal(t, 200, call(t, "GET", path, "", &page).StatusCode)
 		for _, i := range page.Items {
 			got = append(got, i.ID)
@@ -193,7 +193,7 @@ func TestHealthStatusFollowsTheLatestCurrentInteraction(t *testing.T) {
 	var problem Problem
 	require.Equal(t, 409, call(t, "POST", amendments, `{"doctor_id": 1, "outcome": "healthy", "notes": "again"}`, &problem).StatusCode)
 	require.Contains(t, problem.Detail, fmt.Sprint(struck.ID))
-	var current, all Page[Interaction]
+	var current, all PageOf[Interaction]
 	call(t, "GET", history(patient), "", &current)
 	call(t, "GET", history(patient)+"?include_amended=true", "", &all)
 	require.Len(t, current.Items, 1)
@@ -241,7 +241,7 @@ func TestTimelineJoinsEqualOutcomesToPeriods(t *testing.T) {
 
 func TestSearchFoldsCaseByUnicode(t *testing.T) {
 	t.Parallel()
-	var found Page[Patient]
+	var found PageOf[Patient]
 	require.Equal(t, 200, call(t, "GET", "/patients?search="+url.QueryEscape("ÖZ"), "", &found).StatusCode)
 	require.Len(t, found.Items, 1)
 	require.Equal(t, "Deniz Özgünay", found.Items[0].Name)

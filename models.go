@@ -79,8 +79,8 @@ type Health struct {
 	Status string `json:"status" required:"true" enum:"ok"`
 }
 
-// Page is a part of a list. NextCursor is nil on the last page.
-type Page[T any] struct {
+// PageOf is a part of a list. NextCursor is nil on the last page.
+type PageOf[T any] struct {
 	Items      []T     `json:"items" required:"true" nullable:"false"`
 	NextCursor *Cursor `json:"next_cursor" required:"true" description:"The cursor of the next page; null on the last one." examples:"[null]"`
 }
@@ -171,7 +171,7 @@ type Entry struct {
 	DoctorID       int64    `json:"doctor_id" required:"true" minimum:"1" description:"The doctor who documents."`
 	Notes          Notes    `json:"notes" required:"true" minLength:"1" maxLength:"10000" description:"What was said, found and agreed. White space around is trimmed."`
 	OccurredAt     *Instant `json:"occurred_at,omitempty" format:"date-time" nullable:"false" description:"When it happened: at most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
-	_              struct{} `additionalProperties:"false"`
+	_              struct{} `additionalProperties:"false" examples:"[{\"doctor_id\": 1, \"outcome\": \"unhealthy\", \"notes\": \"Sore throat for two days, no fever. Tonsils red, no pus. Rest and fluids.\"}]"`
 }
 
 // NewInteraction documents an interaction. Without OccurredAt it happened now.
@@ -214,20 +214,22 @@ type Problem struct {
 func (p *Problem) Error() string { return fmt.Sprintf("%s: %v", p.Detail, p.cause) }
 
 // add names a fault of a field, if there is one. The gravest status counts: 400, what cannot be read, before 422.
-func (p *Problem) add(status int, field, fault string) {
+func (p *Problem) add(status int, field, fault string) *Problem {
 	if fault != "" {
 		p.Status = min(p.Status, status)
 		p.Errors = append(p.Errors, FieldError{field, fault})
 	}
+	return p
 }
 
-func notFound(detail string) *Problem { return &Problem{Status: 404, Detail: detail} }
-func conflict(detail string) *Problem { return &Problem{Status: 409, Detail: detail} }
+func refuse(status int, detail string) *Problem { return &Problem{Status: status, Detail: detail} }
+func notFound(detail string) *Problem           { return refuse(404, detail) }
+func conflict(detail string) *Problem           { return refuse(409, detail) }
 func unavailable(detail string, cause error) *Problem {
 	return &Problem{Status: 503, Detail: detail, cause: cause}
 }
 
 // invalid awaits the faults that make it a problem.
 func invalid() *Problem {
-	return &Problem{Status: 422, Detail: "The request cannot be taken as it is: mend what errors names."}
+	return refuse(422, "The request cannot be taken as it is: mend what errors names.")
 }

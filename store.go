@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -70,11 +71,10 @@ const doctorsQuery = `
 SELECT   id, name, specialty
 FROM     doctors
 WHERE    true %s
-ORDER BY name, id
-LIMIT    $1`
+ORDER BY name, id LIMIT $1`
 
 // ListDoctors pages through the doctors by name.
-func (s *Store) ListDoctors(ctx context.Context, in Paging) (Page[Doctor], error) {
+func (s *Store) ListDoctors(ctx context.Context, in Paging) (PageOf[Doctor], error) {
 	f := filter{args: []any{in.Limit + 1}}
 	f.and(in.Cursor > 0, "(name, id) > (SELECT name, id FROM doctors WHERE id = $%d)", int64(in.Cursor))
 	doctors, err := collect(ctx, s.reads, pgx.RowToStructByPos[Doctor], fmt.Sprintf(doctorsQuery, f.where), f.args...)
@@ -85,15 +85,14 @@ const patientsQuery = `
 SELECT   p.id, p.name, p.birth_date::text, p.health_status, p.last_interaction_at
 FROM     patients p
 WHERE    true %s
-ORDER BY p.name, p.id
-LIMIT    $1`
+ORDER BY p.name, p.id LIMIT $1`
 
 // isCurrent holds for an interaction i that counts: no amendment replaced it, and it strikes out no other.
 const isCurrent = `i.outcome <> 'entered_in_error'
     AND NOT EXISTS (SELECT 1 FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id)`
 
 // ListPatients pages through the patients by name.
-func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (Page[Patient], error) {
+func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (PageOf[Patient], error) {
 	f := filter{args: []any{in.Limit + 1}}
 	f.and(in.Search != "", `lower(p.name) LIKE lower($%d COLLATE "und-x-icu")`, "%"+escapeLike.Replace(in.Search)+"%")
 	f.and(in.HealthStatus != "", "p.health_status = $%d", in.HealthStatus)
@@ -103,14 +102,9 @@ func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (Page[Patien
 	return page(patients, in.Limit, func(p Patient) int64 { return p.ID }), err
 }
 
-const patientQuery = `
-SELECT id, name, birth_date::text, health_status, last_interaction_at
-FROM   patients
-WHERE  id = $1`
-
 // GetPatient returns a patient with the present state.
 func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error) {
-	return one(ctx, s.reads, noPatient(in.PatientID), pgx.RowToStructByPos[Patient], patientQuery, in.PatientID)
+	return one(ctx, s.reads, noPatient(in.PatientID), pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, "AND p.id = $2"), 1, in.PatientID)
 }
 
 // The patient comes first, so that one without such entries is told from none: it is a row of NULLs. The page is cut
@@ -124,8 +118,7 @@ LEFT JOIN (
     JOIN     doctors d ON d.id = i.doctor_id
     %s
     WHERE    i.patient_id = $1 %s
-    ORDER BY i.occurred_at DESC, i.id DESC
-    LIMIT    $2
+    ORDER BY i.occurred_at DESC, i.id DESC LIMIT $2
 ) h ON h.patient_id = p.id
 WHERE     p.id = $1
 ORDER BY  h.occurred_at DESC, h.id DESC`
@@ -134,7 +127,7 @@ ORDER BY  h.occurred_at DESC, h.id DESC`
 const joinAmendment = `LEFT JOIN interactions a ON a.patient_id = i.patient_id AND a.amends = i.id`
 
 // ListInteractions pages through a patient's history, newest first.
-func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Page[Interaction], error) {
+func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (PageOf[Interaction], error) {
 	f := filter{args: []any{in.PatientID, in.Limit + 1}}
 	f.and(in.Outcome != "", "i.outcome = $%d", in.Outcome)
 	f.and(in.DoctorID > 0, "i.doctor_id = $%d", in.DoctorID)
@@ -148,9 +141,8 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 	entries, err := collect(ctx, s.reads, scanInteraction, query, f.args...)
 	if err == nil && len(entries) == 0 {
 		err = noPatient(in.PatientID)
-	} else if err == nil && entries[0].ID == 0 {
-		entries = entries[:0]
 	}
+	entries = slices.DeleteFunc(entries, func(i Interaction) bool { return i.ID == 0 })
 	return page(entries, in.Limit, func(i Interaction) int64 { return i.ID }), err
 }
 
@@ -247,12 +239,9 @@ func (s *Store) AmendInteraction(ctx context.Context, in NewAmendment) (Interact
 
 func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outcome string, e Entry) (none Interaction, err error) {
 	args := []any{patientID, e.DoctorID, amends, (*time.Time)(e.OccurredAt), time.Now(), e.IdempotencyKey, outcome, string(e.Notes)}
-	made, err := collect(ctx, s.writes, scanInteraction, insertQuery, args...)
-	if err != nil {
-		return none, err
-	}
-	if len(made) == 1 {
-		return made[0], nil
+	made, err := one(ctx, s.writes, pgx.ErrNoRows, scanInteraction, insertQuery, args...)
+	if !errors.Is(err, pgx.ErrNoRows) {
+		return made, err
 	}
 	o, err := one(ctx, s.writes, noPatient(patientID), pgx.RowToStructByPos[obstacles], obstaclesQuery, args...)
 	refusal := invalid()
@@ -304,24 +293,21 @@ func (f *filter) and(given bool, condition string, value any) {
 var escapeLike = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
 
 // page cuts the item beyond the limit off, which tells that there is a next page.
-func page[T any](items []T, limit int64, id func(T) int64) Page[T] {
+func page[T any](items []T, limit int64, id func(T) int64) PageOf[T] {
 	if int64(len(items)) <= limit {
-		return Page[T]{Items: items}
+		return PageOf[T]{Items: items}
 	}
-	next := Cursor(id(items[limit-1]))
-	return Page[T]{Items: items[:limit], NextCursor: &next}
+	return PageOf[T]{Items: items[:limit], NextCursor: new(Cursor(id(items[limit-1])))}
 }
 
 // one returns the one row, or missing where there is none.
-func one[T any](ctx context.Context, pool *pgxpool.Pool, missing error, scan pgx.RowToFunc[T], query string, args ...any) (item T, err error) {
-	items, err := collect(ctx, pool, scan, query, args...)
-	if err != nil {
-		return item, err
-	}
-	if len(items) == 0 {
+func one[T any](ctx context.Context, pool *pgxpool.Pool, missing error, scan pgx.RowToFunc[T], query string, args ...any) (T, error) {
+	rows, _ := pool.Query(ctx, query, args...) // its error is that of the rows as well
+	item, err := pgx.CollectOneRow(rows, scan)
+	if errors.Is(err, pgx.ErrNoRows) {
 		return item, missing
 	}
-	return items[0], nil
+	return item, explain(pool, err)
 }
 
 // scanInteraction leaves the interaction zero where the row is a patient without one.
@@ -345,11 +331,10 @@ var passing = regexp.MustCompile(`^(08|53|57|25006|55P03|40001|40P01)`)
 
 // explain tells a database that cannot answer now from a defect of ours.
 func explain(pool *pgxpool.Pool, err error) error {
-	var reported *pgconn.PgError
-	var connect *pgconn.ConnectError
-	var network *net.OpError
+	_, connect := errors.AsType[*pgconn.ConnectError](err)
+	_, network := errors.AsType[*net.OpError](err)
 	code := ""
-	if errors.As(err, &reported) {
+	if reported, ok := errors.AsType[*pgconn.PgError](err); ok {
 		code = reported.Code
 	}
 	switch {
@@ -359,7 +344,7 @@ func explain(pool *pgxpool.Pool, err error) error {
 		return unavailable("The database holds no tables: load schema.sql with psql.", err)
 	case code == "25006": // its connections stay with the old primary
 		pool.Reset()
-	case passing.MatchString(code), errors.As(err, &connect), errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF),
+	case passing.MatchString(code), connect, network, errors.Is(err, io.ErrUnexpectedEOF),
 		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 	default:
 		return fmt.Errorf("query the database: %w", err)
