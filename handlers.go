@@ -53,14 +53,10 @@ func operations(s *Store, document *json.RawMessage) []operation {
 			"Any entry of the patient, amended or not."},
 		{"POST", "/patients/{patient_id}/interactions/{interaction_id}/amendments", "interactions", "amendInteraction", []int{201, 404, 409, 422, 503}, handle(s.AmendInteraction), "Amend an interaction",
 			"Replaces an entry, which stays readable; the outcome `entered_in_error` strikes it from the record. An entry can be amended once: a second request answers 409 and names the amendment, which can be amended in turn."},
-		{"GET", "/doctors", "doctors", "listDoctors", []int{200, 503}, handle(s.ListDoctors), "List the doctors",
-			"By name. Their ids are the `doctor_id` of interactions."},
-		{"GET", "/livez", "service", "checkLiveness", []int{200}, handle(checkLiveness), "Does the service run?",
-			"Answers as long as the process serves, whatever the database does."},
-		{"GET", "/readyz", "service", "checkReadiness", []int{200, 503}, handle(s.CheckReadiness), "Does the database answer too?",
-			"503 says what is missing."},
-		{"GET", "/openapi.json", "service", "getDocument", []int{200}, handle(func(context.Context, struct{}) (json.RawMessage, error) { return *document, nil }), "Read this document",
-			"OpenAPI 3.1, to generate clients from."},
+		{"GET", "/doctors", "doctors", "listDoctors", []int{200, 503}, handle(s.ListDoctors), "List the doctors", "By name. Their ids are the `doctor_id` of interactions."},
+		{"GET", "/livez", "service", "checkLiveness", []int{200}, handle(checkLiveness), "Does the service run?", "Answers as long as the process serves, whatever the database does."},
+		{"GET", "/readyz", "service", "checkReadiness", []int{200, 503}, handle(s.CheckReadiness), "Does the database answer too?", "503 says what is missing."},
+		{"GET", "/openapi.json", "service", "getDocument", []int{200}, handle(func(context.Context, struct{}) (json.RawMessage, error) { return *document, nil }), "Read this document", "OpenAPI 3.1, to generate clients from."},
 	}
 }
 
@@ -72,8 +68,7 @@ func newHandler(s *Store, log *slog.Logger) http.Handler {
 	mux, all := http.NewServeMux(), operations(s, &document)
 	for _, op := range all {
 		mux.HandleFunc(op.method+" "+op.path, func(w http.ResponseWriter, r *http.Request) {
-			res := w.(*response)
-			res.err = op.endpoint.serve(res, r, op.answers[0])
+			w.(*response).err = op.endpoint.serve(w.(*response), r, op.answers[0])
 		})
 	}
 	mux.Handle("GET /docs/", swaggerUI())
@@ -241,14 +236,14 @@ func decode(r *http.Request, fields []field, in any) error {
 		case "header":
 			found.add(400, f.name, f.set(v, r.Header[f.name]...))
 		case "json":
-			found.add(422, f.name, f.fault(v))
+			found.add(422, f.name, f.check(v))
 		}
 	}
 	for name := range query {
-		found.add(400, name, "is no parameter of this operation")
+		found.add(400, name, errors.New("is no parameter of this operation"))
 	}
-	if entry, ok := in.(interface{ check(*Problem) }); ok {
-		entry.check(found)
+	if entry, ok := in.(interface{ checkTime() error }); ok {
+		found.add(422, "occurred_at", entry.checkTime())
 	}
 	if found.Errors != nil {
 		return found
@@ -256,27 +251,26 @@ func decode(r *http.Request, fields []field, in any) error {
 	return nil
 }
 
-// set gives v the value that the request has for the field, and says what is wrong with it.
-func (f field) set(v reflect.Value, values ...string) (fault string) {
+// set gives v the value that the request has for the field. Its error is meant for the client, as is that of check.
+func (f field) set(v reflect.Value, values ...string) error {
 	text := f.Tag.Get("default")
 	switch {
 	case len(values) > 1:
-		return "must be given once"
+		return errors.New("must be given once")
 	case len(values) == 1 && (values[0] != "" || f.source != "query"): // in a query, empty counts as not given
 		text = values[0]
 	case text == "":
-		return ""
+		return nil
 	}
-	var err error
 	switch to := v.Addr().Interface().(type) {
 	case *Cursor:
-		err = to.UnmarshalText([]byte(text))
+		return to.UnmarshalText([]byte(text))
 	case **Instant:
 		*to = new(Instant)
-		err = (*to).UnmarshalText([]byte(text))
+		return (*to).UnmarshalText([]byte(text))
 	case *bool:
 		if *to = text == "true"; !*to && text != "false" {
-			return "must be true or false"
+			return errors.New("must be true or false")
 		}
 	case *int64: // what is none stays 0, which no number here may be
 		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
@@ -285,33 +279,30 @@ func (f field) set(v reflect.Value, values ...string) (fault string) {
 	case *string:
 		*to = text
 	}
-	if err != nil {
-		return err.Error()
-	}
-	return f.fault(v)
+	return f.check(v)
 }
 
-// fault says what is wrong with a value. One that is missing is 0 or empty, which the limits of a required one exclude.
-func (f field) fault(v reflect.Value) string {
+// check finds what is wrong with a value. One that is missing is 0 or empty, which the limits of a required one exclude.
+func (f field) check(v reflect.Value) error {
 	text := v.String()
 	length := int64(utf8.RuneCountInString(text))
 	switch {
 	case v.Kind() == reflect.Int64 && (v.Int() < f.min || v.Int() > f.max):
-		return fmt.Sprintf("must be an integer from %d to %d", f.min, f.max)
+		return fmt.Errorf("must be an integer from %d to %d", f.min, f.max)
 	case v.Kind() != reflect.String:
-		return ""
+		return nil
 	case length < f.min:
-		return "must not be empty"
+		return errors.New("must not be empty")
 	case length > f.max:
-		return fmt.Sprintf("must be at most %d characters long", f.max)
+		return fmt.Errorf("must be at most %d characters long", f.max)
 	case strings.ContainsRune(text, 0) || !utf8.ValidString(text):
-		return "must be UTF-8 without the character NUL"
+		return errors.New("must be UTF-8 without the character NUL")
 	case !f.pattern.MatchString(text):
-		return "must match " + f.pattern.String()
+		return fmt.Errorf("must match %v", f.pattern)
 	case len(f.enum) > 0 && !slices.Contains(f.enum, text):
-		return "must be one of " + strings.Join(f.enum, ", ")
+		return fmt.Errorf("must be one of %s", strings.Join(f.enum, ", "))
 	}
-	return ""
+	return nil
 }
 
 // soundEscape matches every escape of a JSON string but half a surrogate pair, which encoding/json would replace in silence.
@@ -336,7 +327,7 @@ func decodeBody(r *http.Request, in any) error {
 	err = decoder.Decode(in)
 	if wrongType, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // its own text names Go types
 		name := wrongType.Field[strings.LastIndexByte(wrongType.Field, '.')+1:]
-		return refuse(400, "The body has a value of a wrong type.").add(400, cmp.Or(name, "body"), "must not be of the type "+wrongType.Value)
+		return refuse(400, "The body has a value of a wrong type.").add(400, cmp.Or(name, "body"), errors.New("must not be of the type "+wrongType.Value))
 	}
 	if err != nil {
 		return refuse(400, "The body cannot be read: "+strings.TrimPrefix(err.Error(), "json: ")+".")

@@ -106,7 +106,6 @@ func askReady(addr string) error {
 type postgres struct {
 	programs, folder, data, socket, url string
 	user                                *syscall.Credential // nil: the user who runs this program
-	lock                                *os.File
 }
 
 // startPostgres starts the installed PostgreSQL with its data in folder, and loads schema and seed the first time. As
@@ -142,7 +141,6 @@ func startPostgres(ctx context.Context, folder string, settings ...string) (*pos
 func (p *postgres) stop() {
 	p.run("pg_ctl", "stop", "-D", p.data) // one that does not run has stopped
 	os.RemoveAll(p.socket)
-	p.lock.Close()
 }
 
 // findPrograms returns the folder of PostgreSQL's programs, or nothing.
@@ -175,11 +173,14 @@ func (p *postgres) claim(folder string) (err error) {
 		p.user = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 		p.folder = filepath.Join(owner.HomeDir, "patient-interactions-"+url.PathEscape(p.folder))
 	}
-	made := os.MkdirAll(p.folder, 0o700)
-	if p.lock, err = os.Create(filepath.Join(p.folder, "lock")); err != nil {
-		return errors.Join(made, err)
+	if err := os.MkdirAll(p.folder, 0o700); err != nil {
+		return err
 	}
-	if syscall.Flock(int(p.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+	lock, err := syscall.Open(filepath.Join(p.folder, "lock"), syscall.O_CREAT|syscall.O_CLOEXEC, 0o600) // held as long as this process lives
+	if err != nil {
+		return err
+	}
+	if syscall.Flock(lock, syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		return fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", p.folder)
 	}
 	p.socket, err = os.MkdirTemp("", "pg")

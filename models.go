@@ -188,11 +188,12 @@ type NewAmendment struct {
 	Outcome string `json:"outcome" required:"true" enum:"healthy,unhealthy,entered_in_error" description:"What the doctor found; entered_in_error strikes the amended entry from the record."`
 }
 
-// check finds what is wrong with the entry beyond its tags.
-func (e *Entry) check(found *Problem) {
+// checkTime checks the one limit that no tag can tell.
+func (e *Entry) checkTime() error {
 	if e.OccurredAt != nil && time.Time(*e.OccurredAt).After(time.Now().Add(maxAhead)) {
-		found.add(422, "occurred_at", "must not be more than 5 minutes in the future")
+		return errors.New("must not be more than 5 minutes in the future")
 	}
+	return nil
 }
 
 // FieldError says what is wrong with one field of a request.
@@ -213,11 +214,11 @@ type Problem struct {
 
 func (p *Problem) Error() string { return fmt.Sprintf("%s: %v", p.Detail, p.cause) }
 
-// add names a fault of a field, if there is one. The gravest status counts: 400, what cannot be read, before 422.
-func (p *Problem) add(status int, field, fault string) *Problem {
-	if fault != "" {
+// add names what is wrong with a field, if anything is. The lowest status counts: what cannot be read, 400, before 422.
+func (p *Problem) add(status int, field string, fault error) *Problem {
+	if fault != nil {
 		p.Status = min(p.Status, status)
-		p.Errors = append(p.Errors, FieldError{field, fault})
+		p.Errors = append(p.Errors, FieldError{field, fault.Error()})
 	}
 	return p
 }

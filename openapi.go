@@ -78,13 +78,10 @@ func describe(r *openapi31.Reflector, op operation) error {
 			c.Description = problems[status]
 		})
 	}
-	err = r.AddOperation(oc)
-	complete(o)
-	return err
-}
-
-// complete adds what cannot be reflected, where clients and Swagger UI look for it.
-func complete(o *openapi31.Operation) {
+	if err := r.AddOperation(oc); err != nil {
+		return err
+	}
+	// What cannot be reflected, where clients and Swagger UI look for it.
 	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int {
 		return strings.Compare(string(b.Parameter.In), string(a.Parameter.In))
 	})
@@ -101,6 +98,7 @@ func complete(o *openapi31.Operation) {
 	for status, answer := range o.Responses.MapOfResponseOrReferenceValues {
 		answer.Response.Headers = headers[status]
 	}
+	return nil
 }
 
 // pagePolicy lets the page of Swagger UI load what this service serves, and run the two scripts and two styles inside of

@@ -146,16 +146,14 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 	return page(entries, in.Limit, func(i Interaction) int64 { return i.ID }), err
 }
 
-const interactionQuery = `
-SELECT i.id, i.patient_id, d.id, d.name, i.occurred_at, i.recorded_at, i.outcome, i.notes, i.amends, a.id
-FROM   interactions i
-JOIN   doctors d ON d.id = i.doctor_id
-` + joinAmendment + `
-WHERE  i.patient_id = $1 AND i.id = $2`
-
 // GetInteraction returns any entry of a patient, amended or not.
 func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interaction, error) {
-	return one(ctx, s.reads, noInteraction(in.PatientID, in.InteractionID), scanInteraction, interactionQuery, in.PatientID, in.InteractionID)
+	query := fmt.Sprintf(historyQuery, "a.id", joinAmendment, "AND i.id = $3")
+	i, err := one(ctx, s.reads, noPatient(in.PatientID), scanInteraction, query, in.PatientID, 1, in.InteractionID)
+	if err == nil && i.ID == 0 {
+		err = noInteraction(in.PatientID, in.InteractionID)
+	}
+	return i, err
 }
 
 // A period begins where the outcome is not that of the entry before; how many entries it holds, the numbers of its first
@@ -198,8 +196,7 @@ WITH new AS (
     RETURNING *
 )
 SELECT new.id, new.patient_id, d.id, d.name, new.occurred_at, new.recorded_at, new.outcome, new.notes, new.amends, NULL::bigint
-FROM   new
-JOIN   doctors d ON d.id = new.doctor_id`
+FROM   new JOIN doctors d ON d.id = new.doctor_id`
 
 // obstaclesQuery asks for all that insertQuery may have stumbled over, and for the entry that has the key: what it is, and
 // whether it came of the same request.
@@ -251,7 +248,7 @@ func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outc
 	case o.Made != nil && *o.Same:
 		return *o.Made, nil
 	case o.Made != nil:
-		refusal.add(422, "Idempotency-Key", fmt.Sprintf("was used for another request, which made interaction %d: choose a new key", o.Made.ID))
+		refusal.add(422, "Idempotency-Key", fmt.Errorf("was used for another request, which made interaction %d: choose a new key", o.Made.ID))
 	case amends != nil && !o.AmendedExists:
 		refusal = noInteraction(patientID, *amends)
 	case o.AmendedBy != nil:
@@ -260,10 +257,10 @@ func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outc
 		refusal = unavailable("The record changed meanwhile: repeat the request.", nil)
 	default:
 		if !o.DoctorExists {
-			refusal.add(422, "doctor_id", fmt.Sprintf("there is no doctor %d", e.DoctorID))
+			refusal.add(422, "doctor_id", fmt.Errorf("there is no doctor %d", e.DoctorID))
 		}
 		if !o.Born {
-			refusal.add(422, "occurred_at", "must not be before the patient's birth date, "+o.BirthDate)
+			refusal.add(422, "occurred_at", fmt.Errorf("must not be before the patient's birth date, %s", o.BirthDate))
 		}
 	}
 	return none, refusal
