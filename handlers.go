@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -192,7 +191,8 @@ func handle[In, Out any](answer func(context.Context, In) (Out, error)) endpoint
 type field struct {
 	reflect.StructField
 	source, name string
-	min, max     int64 // of a number, or of the length of a text
+	min, max     int64         // of a number, or of the length of a text
+	maxAhead     time.Duration // of a time, for clients whose clock runs a little fast
 	enum         []string
 	pattern      *regexp.Regexp
 }
@@ -202,9 +202,10 @@ func fieldsOf(t reflect.Type) (fields []field) {
 		tag := v.Tag.Get
 		for _, source := range []string{"path", "query", "header", "json"} {
 			if name, _, _ := strings.Cut(tag(source), ","); name != "" && name != "-" {
-				f := field{StructField: v, source: source, name: name, max: math.MaxInt64, pattern: regexp.MustCompile(tag("pattern"))}
+				f := field{StructField: v, source: source, name: name, max: 1<<63 - 1, pattern: regexp.MustCompile(tag("pattern"))}
 				fmt.Sscan(tag("minimum")+tag("minLength"), &f.min)
 				fmt.Sscan(tag("maximum")+tag("maxLength"), &f.max)
+				f.maxAhead, _ = time.ParseDuration(tag("maxAhead"))
 				f.enum = strings.FieldsFunc(tag("enum"), func(c rune) bool { return c == ',' })
 				fields = append(fields, f)
 			}
@@ -242,9 +243,6 @@ func decode(r *http.Request, fields []field, in any) error {
 	for name := range query {
 		found.add(400, name, errors.New("is no parameter of this operation"))
 	}
-	if entry, ok := in.(interface{ checkTime() error }); ok {
-		found.add(422, "occurred_at", entry.checkTime())
-	}
 	if found.Errors != nil {
 		return found
 	}
@@ -263,8 +261,6 @@ func (f field) set(v reflect.Value, values ...string) error {
 		return nil
 	}
 	switch to := v.Addr().Interface().(type) {
-	case *Cursor:
-		return to.UnmarshalText([]byte(text))
 	case **Instant:
 		*to = new(Instant)
 		return (*to).UnmarshalText([]byte(text))
@@ -289,6 +285,8 @@ func (f field) check(v reflect.Value) error {
 	switch {
 	case v.Kind() == reflect.Int64 && (v.Int() < f.min || v.Int() > f.max):
 		return fmt.Errorf("must be an integer from %d to %d", f.min, f.max)
+	case f.maxAhead > 0 && !v.IsNil() && time.Until(time.Time(*v.Interface().(*Instant))) > f.maxAhead:
+		return fmt.Errorf("must not be more than %.0f minutes in the future", f.maxAhead.Minutes())
 	case v.Kind() != reflect.String:
 		return nil
 	case length < f.min:
@@ -298,7 +296,7 @@ func (f field) check(v reflect.Value) error {
 	case strings.ContainsRune(text, 0) || !utf8.ValidString(text):
 		return errors.New("must be UTF-8 without the character NUL")
 	case !f.pattern.MatchString(text):
-		return fmt.Errorf("must match %v", f.pattern)
+		return errors.New("is not of the form that /docs/ describes")
 	case len(f.enum) > 0 && !slices.Contains(f.enum, text):
 		return fmt.Errorf("must be one of %s", strings.Join(f.enum, ", "))
 	}

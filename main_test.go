@@ -173,7 +173,7 @@ func TestHistoryPagesNewestFirstWithoutGapOrRepeat(t *testing.T) {
 		}
 		path = ""
 		if page.NextCursor != nil {
-			path = fmt.Sprintf("%s?limit=2&cursor=%d", history(patient), *page.NextCursor)
+			path = fmt.Sprintf("%s?limit=2&cursor=%s", history(patient), *page.NextCursor)
 		}
 	}
 	require.Equal(t, want, got)

@@ -8,10 +8,6 @@ import (
 	"time"
 )
 
-// maxAhead is how far occurred_at may lie ahead of this service's clock, so that a client whose clock runs a little
-// fast can still document what happens now.
-const maxAhead = 5 * time.Minute
-
 // Outcome is what the doctor found; entered_in_error is only ever the outcome of an amendment: it strikes the amended
 // entry from the record.
 type Outcome string
@@ -82,24 +78,7 @@ type Health struct {
 // PageOf is a part of a list. NextCursor is nil on the last page.
 type PageOf[T any] struct {
 	Items      []T     `json:"items" required:"true" nullable:"false"`
-	NextCursor *Cursor `json:"next_cursor" required:"true" description:"The cursor of the next page; null on the last one." examples:"[null]"`
-}
-
-// Cursor is the place after the item with this id, so it tells nothing about the item. To clients it is an opaque
-// string.
-type Cursor int64
-
-// MarshalText writes the cursor as it stands in an answer.
-func (c Cursor) MarshalText() ([]byte, error) { return strconv.AppendInt(nil, int64(c), 10), nil }
-
-// UnmarshalText refuses what MarshalText does not write.
-func (c *Cursor) UnmarshalText(text []byte) error {
-	id, err := strconv.ParseInt(string(text), 10, 64)
-	if err != nil || id < 1 || strconv.FormatInt(id, 10) != string(text) {
-		return errors.New("must be the next_cursor of a page of this list")
-	}
-	*c = Cursor(id)
-	return nil
+	NextCursor *string `json:"next_cursor" required:"true" description:"The cursor of the next page; null on the last one." examples:"[null]"`
 }
 
 // Instant is a time that a client sends, cut to the microsecond that PostgreSQL keeps.
@@ -129,10 +108,17 @@ func (n *Notes) UnmarshalText(text []byte) error {
 
 // The inputs of the operations. Their tags are the limits that the OpenAPI document shows and that decode checks.
 
-// Paging selects a page of a list.
+// Paging selects a page of a list. To clients a cursor is opaque; it is the id of the item before the page, which tells
+// nothing about that item.
 type Paging struct {
 	Limit  int64  `query:"limit" minimum:"1" maximum:"1000" default:"50" description:"How many items the page holds at the most."`
-	Cursor Cursor `query:"cursor" description:"The next_cursor of the page before; the first page if not given."`
+	Cursor string `query:"cursor" pattern:"^[1-9][0-9]{0,18}$" description:"The next_cursor of the page before; the first page if not given."`
+}
+
+// after returns the id in the cursor, or 0 where there is none. One beyond all ids is that of no item.
+func (p Paging) after() int64 {
+	id, _ := strconv.ParseInt(p.Cursor, 10, 64)
+	return id
 }
 
 // PatientFilter selects patients. What is not given does not filter, here and in InteractionFilter.
@@ -170,7 +156,7 @@ type Entry struct {
 	IdempotencyKey string   `header:"Idempotency-Key" json:"-" minLength:"1" maxLength:"255" pattern:"^[!-~]*$" description:"A key of your choice, in visible ASCII characters. Repeating a request with its key writes nothing and answers with the entry first made."`
 	DoctorID       int64    `json:"doctor_id" required:"true" minimum:"1" description:"The doctor who documents."`
 	Notes          Notes    `json:"notes" required:"true" minLength:"1" maxLength:"10000" description:"What was said, found and agreed. White space around is trimmed."`
-	OccurredAt     *Instant `json:"occurred_at,omitempty" format:"date-time" nullable:"false" description:"When it happened: at most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
+	OccurredAt     *Instant `json:"occurred_at,omitempty" format:"date-time" nullable:"false" maxAhead:"5m" description:"When it happened: at most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
 	_              struct{} `additionalProperties:"false" examples:"[{\"doctor_id\": 1, \"outcome\": \"unhealthy\", \"notes\": \"Sore throat for two days, no fever. Tonsils red, no pus. Rest and fluids.\"}]"`
 }
 
@@ -186,14 +172,6 @@ type NewAmendment struct {
 	InteractionPath
 	Entry
 	Outcome string `json:"outcome" required:"true" enum:"healthy,unhealthy,entered_in_error" description:"What the doctor found; entered_in_error strikes the amended entry from the record."`
-}
-
-// checkTime checks the one limit that no tag can tell.
-func (e *Entry) checkTime() error {
-	if e.OccurredAt != nil && time.Time(*e.OccurredAt).After(time.Now().Add(maxAhead)) {
-		return errors.New("must not be more than 5 minutes in the future")
-	}
-	return nil
 }
 
 // FieldError says what is wrong with one field of a request.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -46,11 +47,8 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 		return nil
 	}
 	reads, err := pgxpool.NewWithConfig(ctx, config)
-	if err != nil {
-		return nil, err
-	}
-	writes, err := pgxpool.NewWithConfig(ctx, config.Copy())
-	return &Store{reads, writes}, err
+	writes, err2 := pgxpool.NewWithConfig(ctx, config.Copy())
+	return &Store{reads, writes}, errors.Join(err, err2)
 }
 
 // Close waits for the statements under way.
@@ -76,7 +74,7 @@ ORDER BY name, id LIMIT $1`
 // ListDoctors pages through the doctors by name.
 func (s *Store) ListDoctors(ctx context.Context, in Paging) (PageOf[Doctor], error) {
 	f := filter{args: []any{in.Limit + 1}}
-	f.and(in.Cursor > 0, "(name, id) > (SELECT name, id FROM doctors WHERE id = $%d)", int64(in.Cursor))
+	f.and(in.after() > 0, "(name, id) > (SELECT name, id FROM doctors WHERE id = $%d)", in.after())
 	doctors, err := collect(ctx, s.reads, pgx.RowToStructByPos[Doctor], fmt.Sprintf(doctorsQuery, f.where), f.args...)
 	return page(doctors, in.Limit, func(d Doctor) int64 { return d.ID }), err
 }
@@ -97,7 +95,7 @@ func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (PageOf[Pati
 	f.and(in.Search != "", `lower(p.name) LIKE lower($%d COLLATE "und-x-icu")`, "%"+escapeLike.Replace(in.Search)+"%")
 	f.and(in.HealthStatus != "", "p.health_status = $%d", in.HealthStatus)
 	f.and(in.DoctorID > 0, "p.id IN (SELECT i.patient_id FROM interactions i WHERE i.doctor_id = $%d AND "+isCurrent+")", in.DoctorID)
-	f.and(in.Cursor > 0, "(p.name, p.id) > (SELECT c.name, c.id FROM patients c WHERE c.id = $%d)", int64(in.Cursor))
+	f.and(in.after() > 0, "(p.name, p.id) > (SELECT c.name, c.id FROM patients c WHERE c.id = $%d)", in.after())
 	patients, err := collect(ctx, s.reads, pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, f.where), f.args...)
 	return page(patients, in.Limit, func(p Patient) int64 { return p.ID }), err
 }
@@ -133,7 +131,7 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 	f.and(in.DoctorID > 0, "i.doctor_id = $%d", in.DoctorID)
 	f.and(in.From != nil, "i.occurred_at >= $%d", (*time.Time)(in.From))
 	f.and(in.To != nil, "i.occurred_at < $%d", (*time.Time)(in.To))
-	f.and(in.Cursor > 0, "(i.occurred_at, i.id) < (SELECT c.occurred_at, c.id FROM interactions c WHERE c.patient_id = $1 AND c.id = $%d)", int64(in.Cursor))
+	f.and(in.after() > 0, "(i.occurred_at, i.id) < (SELECT c.occurred_at, c.id FROM interactions c WHERE c.patient_id = $1 AND c.id = $%d)", in.after())
 	query := fmt.Sprintf(historyQuery, "a.id", joinAmendment, f.where)
 	if !in.IncludeAmended { // what is current has no amendment to look for
 		query = fmt.Sprintf(historyQuery, "NULL::bigint", "", "AND "+isCurrent+f.where)
@@ -294,7 +292,7 @@ func page[T any](items []T, limit int64, id func(T) int64) PageOf[T] {
 	if int64(len(items)) <= limit {
 		return PageOf[T]{Items: items}
 	}
-	return PageOf[T]{Items: items[:limit], NextCursor: new(Cursor(id(items[limit-1])))}
+	return PageOf[T]{Items: items[:limit], NextCursor: new(strconv.FormatInt(id(items[limit-1]), 10))}
 }
 
 // one returns the one row, or missing where there is none.
