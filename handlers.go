@@ -53,13 +53,11 @@ func operations(s *Store, document *json.RawMessage) []operation {
 		{"POST", "/patients/{patient_id}/interactions/{interaction_id}/amendments", "interactions", "amendInteraction", []int{201, 404, 409, 422, 503}, handle(s.AmendInteraction), "Amend an interaction",
 			"Replaces an entry, which stays readable; the outcome `entered_in_error` strikes it from the record. An entry can be amended once: a second request answers 409 and names the amendment, which can be amended in turn."},
 		{"GET", "/doctors", "doctors", "listDoctors", []int{200, 503}, handle(s.ListDoctors), "List the doctors", "By name. Their ids are the `doctor_id` of interactions."},
-		{"GET", "/livez", "service", "checkLiveness", []int{200}, handle(checkLiveness), "Does the service run?", "Answers as long as the process serves, whatever the database does."},
+		{"GET", "/livez", "service", "checkLiveness", []int{200}, handle(func(context.Context, struct{}) (Health, error) { return Health{"ok"}, nil }), "Does the service run?", "Answers as long as the process serves, whatever the database does."},
 		{"GET", "/readyz", "service", "checkReadiness", []int{200, 503}, handle(s.CheckReadiness), "Does the database answer too?", "503 says what is missing."},
 		{"GET", "/openapi.json", "service", "getDocument", []int{200}, handle(func(context.Context, struct{}) (json.RawMessage, error) { return *document, nil }), "Read this document", "OpenAPI 3.1, to generate clients from."},
 	}
 }
-
-func checkLiveness(context.Context, struct{}) (Health, error) { return Health{"ok"}, nil }
 
 // newHandler returns the whole service.
 func newHandler(s *Store, log *slog.Logger) http.Handler {
@@ -85,7 +83,7 @@ func around(mux *http.ServeMux, log *slog.Logger) http.HandlerFunc {
 		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 		r = r.WithContext(ctx)
-		w := &response{ResponseWriter: rw}
+		w := &response{ResponseWriter: rw, status: 200}
 		w.Header().Set("X-Request-Id", id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -171,10 +169,8 @@ func handle[In, Out any](answer func(context.Context, In) (Out, error)) endpoint
 	fields := fieldsOf(reflect.TypeFor[In]())
 	return endpoint{new(In), new(Out), func(w *response, r *http.Request, status int) error {
 		var in In
-		if len(fields) > 0 {
-			if err := decode(r, fields, &in); err != nil {
-				return err
-			}
+		if err := decode(r, fields, &in); err != nil {
+			return err
 		}
 		out, err := answer(r.Context(), in)
 		if err != nil {

@@ -17,7 +17,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -168,17 +167,14 @@ func (p *postgres) claim(folder string) (err error) {
 		if err != nil {
 			return errors.New("PostgreSQL refuses to run as root and there is no user postgres: run as an ordinary user, or set DATABASE_URL")
 		}
-		uid, _ = strconv.Atoi(owner.Uid)
-		gid, _ = strconv.Atoi(owner.Gid)
+		fmt.Sscan(owner.Uid+" "+owner.Gid, &uid, &gid)
 		p.user = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 		p.folder = filepath.Join(owner.HomeDir, "patient-interactions-"+url.PathEscape(p.folder))
 	}
-	if err := os.MkdirAll(p.folder, 0o700); err != nil {
-		return err
-	}
+	made := os.MkdirAll(p.folder, 0o700)
 	lock, err := syscall.Open(filepath.Join(p.folder, "lock"), syscall.O_CREAT|syscall.O_CLOEXEC, 0o600) // held as long as this process lives
 	if err != nil {
-		return err
+		return errors.Join(made, err)
 	}
 	if syscall.Flock(lock, syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		return fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", p.folder)

@@ -209,6 +209,4 @@ func unavailable(detail string, cause error) *Problem {
 }
 
 // invalid awaits the faults that make it a problem.
-func invalid() *Problem {
-	return refuse(422, "The request cannot be taken as it is: mend what errors names.")
-}
+func invalid() *Problem { return refuse(422, "The request has faults: mend what errors names.") }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"reflect"
@@ -48,10 +49,9 @@ func newDocument(all []operation) json.RawMessage {
 		openapi31.Tag{Name: "interactions", Description: new("Document what was found, read the history, put an entry right.")},
 		openapi31.Tag{Name: "doctors", Description: new("Who documents.")},
 		openapi31.Tag{Name: "service", Description: new("For operators and clients.")})
+	packages := strings.NewReplacer("PatientInteractions", "", "Main", "") // PageOfMainPatient: PageOfPatient
 	//lint:ignore SA1019 its successor would need a fifth dependency
-	r.InterceptDefName(func(_ reflect.Type, name string) string {
-		return strings.NewReplacer("PatientInteractions", "", "Main", "").Replace(name) // PageOfMainPatient: PageOfPatient
-	})
+	r.InterceptDefName(func(_ reflect.Type, name string) string { return packages.Replace(name) })
 	for _, op := range all {
 		if err := describe(r, op); err != nil {
 			panic(op.id + ": " + err.Error())
@@ -69,27 +69,22 @@ func describe(r *openapi31.Reflector, op operation) error {
 	if err != nil {
 		return err
 	}
-	o := oc.(openapi31.OperationExposer).Operation()
-	o.WithID(op.id).WithTags(op.tag).WithSummary(op.summary).WithDescription(op.description)
+	o := oc.(openapi31.OperationExposer).Operation().WithID(op.id).WithTags(op.tag).WithSummary(op.summary).WithDescription(op.description)
 	oc.AddReqStructure(op.endpoint.in)
 	oc.AddRespStructure(op.endpoint.out, openapi.WithHTTPStatus(op.answers[0]))
 	for _, status := range append(op.answers[1:], 4) { // 4 stands for 4XX
-		oc.AddRespStructure(Problem{}, openapi.WithHTTPStatus(status), openapi.WithContentType("application/problem+json"), func(c *openapi.ContentUnit) {
-			c.Description = problems[status]
+		oc.AddRespStructure(Problem{}, func(c *openapi.ContentUnit) {
+			c.HTTPStatus, c.ContentType, c.Description = status, "application/problem+json", problems[status]
 		})
 	}
 	if err := r.AddOperation(oc); err != nil {
 		return err
 	}
 	// What cannot be reflected, where clients and Swagger UI look for it.
-	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int {
-		return strings.Compare(string(b.Parameter.In), string(a.Parameter.In))
-	})
+	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int { return cmp.Compare(b.Parameter.In, a.Parameter.In) })
 	for _, p := range o.Parameters {
-		delete(p.Parameter.Schema, "description")
 		if examples, ok := p.Parameter.Schema["examples"].([]any); ok {
 			p.Parameter.Example = &examples[0]
-			delete(p.Parameter.Schema, "examples")
 		}
 	}
 	if o.RequestBody != nil {

@@ -42,8 +42,7 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 	config.ConnConfig.RuntimeParams["statement_timeout"] = fmt.Sprint(statementTimeout.Milliseconds())
 	config.ConnConfig.RuntimeParams["lock_timeout"] = fmt.Sprint(lockTimeout.Milliseconds())
 	config.AfterConnect = func(_ context.Context, c *pgx.Conn) error {
-		utc := &pgtype.TimestamptzCodec{ScanLocation: time.UTC}
-		c.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: utc})
+		c.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
 		return nil
 	}
 	reads, err := pgxpool.NewWithConfig(ctx, config)
@@ -57,11 +56,9 @@ func (s *Store) Close() { s.reads.Close(); s.writes.Close() }
 // Every statement about one patient compares patient_id, or patients.id, with a parameter, and joins interactions with
 // each other on patient_id as well, so that all of it can run on the one shard where the patient lives.
 
-const readyQuery = `SELECT id FROM doctors LIMIT 1`
-
 // CheckReadiness tells whether the database answers and holds the tables.
 func (s *Store) CheckReadiness(ctx context.Context, _ struct{}) (Health, error) {
-	_, err := collect(ctx, s.reads, pgx.RowTo[int64], readyQuery)
+	_, err := collect(ctx, s.reads, pgx.RowTo[int64], "SELECT id FROM doctors LIMIT 1")
 	return Health{"ok"}, err
 }
 
@@ -146,8 +143,7 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 
 // GetInteraction returns any entry of a patient, amended or not.
 func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interaction, error) {
-	query := fmt.Sprintf(historyQuery, "a.id", joinAmendment, "AND i.id = $3")
-	i, err := one(ctx, s.reads, noPatient(in.PatientID), scanInteraction, query, in.PatientID, 1, in.InteractionID)
+	i, err := one(ctx, s.reads, noPatient(in.PatientID), scanInteraction, fmt.Sprintf(historyQuery, "a.id", joinAmendment, "AND i.id = $3"), in.PatientID, 1, in.InteractionID)
 	if err == nil && i.ID == 0 {
 		err = noInteraction(in.PatientID, in.InteractionID)
 	}
