@@ -84,9 +84,6 @@ type PageOf[T any] struct {
 // Instant is a time that a client sends, cut to the microsecond that PostgreSQL keeps.
 type Instant time.Time
 
-// MarshalText makes the OpenAPI document show a string.
-func (i Instant) MarshalText() ([]byte, error) { return time.Time(i).MarshalText() }
-
 // UnmarshalText takes RFC 3339 with any offset.
 func (i *Instant) UnmarshalText(text []byte) error {
 	at, err := time.Parse(time.RFC3339, string(text))
@@ -157,7 +154,7 @@ type Entry struct {
 	DoctorID       int64    `json:"doctor_id" required:"true" minimum:"1" description:"The doctor who documents."`
 	Notes          Notes    `json:"notes" required:"true" minLength:"1" maxLength:"10000" description:"What was said, found and agreed. White space around is trimmed."`
 	OccurredAt     *Instant `json:"occurred_at,omitempty" format:"date-time" nullable:"false" maxAhead:"5m" description:"When it happened: at most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
-	_              struct{} `additionalProperties:"false" examples:"[{\"doctor_id\": 1, \"outcome\": \"unhealthy\", \"notes\": \"Sore throat for two days, no fever. Tonsils red, no pus. Rest and fluids.\"}]"`
+	_              struct{} `additionalProperties:"false"`
 }
 
 // NewInteraction documents an interaction. Without OccurredAt it happened now.

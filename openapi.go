@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"net/http"
 	"reflect"
@@ -34,6 +33,9 @@ var headers = map[string]map[string]openapi31.HeaderOrReference{
 	"201": {"Location": {Header: &openapi31.Header{Description: new("The path of the new entry."), Schema: map[string]any{"type": "string"}}}},
 	"503": {"Retry-After": {Header: &openapi31.Header{Description: new("Seconds to wait."), Schema: map[string]any{"type": "integer"}}}},
 }
+
+// example is the body that Swagger UI sends if nothing is edited.
+var example any = map[string]any{"doctor_id": 1, "outcome": "unhealthy", "notes": "Sore throat for two days, no fever. Tonsils red, no pus. Rest and fluids."}
 
 // newDocument describes the operations in OpenAPI 3.1. It panics where the table contradicts itself, which the first start
 // shows.
@@ -81,14 +83,17 @@ func describe(r *openapi31.Reflector, op operation) error {
 		return err
 	}
 	// What cannot be reflected, where clients and Swagger UI look for it.
-	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int { return cmp.Compare(b.Parameter.In, a.Parameter.In) })
+	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int { // path, query, header, as their lengths
+		return len(a.Parameter.In) - len(b.Parameter.In)
+	})
 	for _, p := range o.Parameters {
 		if examples, ok := p.Parameter.Schema["examples"].([]any); ok {
 			p.Parameter.Example = &examples[0]
 		}
 	}
 	if o.RequestBody != nil {
-		o.RequestBody.RequestBody.WithRequired(true)
+		body := o.RequestBody.RequestBody.WithRequired(true)
+		body.Content["application/json"] = openapi31.MediaType{Schema: body.Content["application/json"].Schema, Example: new(example)}
 	}
 	for status, answer := range o.Responses.MapOfResponseOrReferenceValues {
 		answer.Response.Headers = headers[status]
