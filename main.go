@@ -132,9 +132,8 @@ func startPostgres(ctx context.Context, folder string, settings ...string) (*pos
 	}
 	if err != nil {
 		p.stop()
-		return nil, err
 	}
-	return p, nil
+	return p, err
 }
 
 func (p *postgres) stop() {

@@ -83,9 +83,8 @@ func describe(r *openapi31.Reflector, op operation) error {
 		return err
 	}
 	// What cannot be reflected, where clients and Swagger UI look for it.
-	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int { // path, query, header, as their lengths
-		return len(a.Parameter.In) - len(b.Parameter.In)
-	})
+	// By the length of their kind, which is the order path, query, header.
+	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int { return len(a.Parameter.In) - len(b.Parameter.In) })
 	for _, p := range o.Parameters {
 		if examples, ok := p.Parameter.Schema["examples"].([]any); ok {
 			p.Parameter.Example = &examples[0]

@@ -235,29 +235,28 @@ func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outc
 		return made, err
 	}
 	o, err := one(ctx, s.writes, noPatient(patientID), pgx.RowToStructByPos[obstacles], obstaclesQuery, args...)
-	refusal := invalid()
 	switch {
 	case err != nil:
 		return none, err
 	case o.Made != nil && *o.Same:
 		return *o.Made, nil
 	case o.Made != nil:
-		refusal.add(422, "Idempotency-Key", fmt.Errorf("was used for another request, which made interaction %d: choose a new key", o.Made.ID))
+		return none, invalid().add(422, "Idempotency-Key", fmt.Errorf("was used for another request, which made interaction %d: choose a new key", o.Made.ID))
 	case amends != nil && !o.AmendedExists:
-		refusal = noInteraction(patientID, *amends)
+		return none, noInteraction(patientID, *amends)
 	case o.AmendedBy != nil:
-		refusal = conflict(fmt.Sprintf("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy))
+		return none, conflict(fmt.Sprintf("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy))
 	case o.DoctorExists && o.Born:
-		refusal = unavailable("The record changed meanwhile: repeat the request.", nil)
-	default:
-		if !o.DoctorExists {
-			refusal.add(422, "doctor_id", fmt.Errorf("there is no doctor %d", e.DoctorID))
-		}
-		if !o.Born {
-			refusal.add(422, "occurred_at", fmt.Errorf("must not be before the patient's birth date, %s", o.BirthDate))
-		}
+		return none, unavailable("The record changed meanwhile: repeat the request.", nil)
 	}
-	return none, refusal
+	faults := invalid()
+	if !o.DoctorExists {
+		faults.add(422, "doctor_id", fmt.Errorf("there is no doctor %d", e.DoctorID))
+	}
+	if !o.Born {
+		faults.add(422, "occurred_at", fmt.Errorf("must not be before the patient's birth date, %s", o.BirthDate))
+	}
+	return none, faults
 }
 
 func noPatient(id int64) *Problem { return notFound(fmt.Sprintf("There is no patient %d.", id)) }
