@@ -1,0 +1,23 @@
+FROM golang:1.26-alpine AS source
+WORKDIR /src
+# The same for the service and the tests, so that they share what is compiled.
+ENV CGO_ENABLED=0 GOFLAGS=-trimpath
+COPY go.mod go.sum ./
+RUN go mod download
+COPY *.go *.sql ./
+
+FROM source AS build
+RUN --mount=type=cache,target=/root/.cache/go-build go build -ldflags='-s -w' -o /patient-interactions
+
+FROM source AS tests
+RUN --mount=type=cache,target=/root/.cache/go-build go test -c -o /tests
+ENTRYPOINT ["/tests"]
+
+FROM scratch
+# To check the certificate of a database elsewhere (sslmode=verify-full).
+COPY --from=source /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /patient-interactions /
+USER 65532:65532
+ENV ADDR=:8080
+EXPOSE 8080
+ENTRYPOINT ["/patient-interactions"]
