@@ -32,7 +32,7 @@ CREATE TABLE interactions (
     recorded_at     timestamptz NOT NULL DEFAULT now(),
     outcome         outcome NOT NULL,
     notes           text NOT NULL CONSTRAINT notes_length CHECK (char_length(notes) BETWEEN 1 AND 10000)
-                                  CONSTRAINT notes_trimmed CHECK (notes = btrim(notes, E' \t\n\v\f\r')),
+                                  CONSTRAINT notes_trimmed CHECK (notes = btrim(notes, E' \t\n\x0B\f\r')),
     amends          bigint CONSTRAINT amends_an_earlier_entry CHECK (amends < id),
     idempotency_key text CONSTRAINT idempotency_key_visible_ascii CHECK (idempotency_key ~ '^[!-~]{1,255}$'),
     PRIMARY KEY (patient_id, id),
