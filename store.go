@@ -330,7 +330,7 @@ func explain(pool *pgxpool.Pool, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case code == "42P01":
+	case code == "42P01", code == "22023": // no table, no role
 		return unavailable("The database holds no tables: load schema.sql with psql.", err)
 	case code == "25006": // its connections stay with the old primary
 		pool.Reset()
