@@ -53,7 +53,7 @@ func operations(s *Store, document *json.RawMessage) []operation {
 		{"POST", "/patients/{patient_id}/interactions/{interaction_id}/amendments", "interactions", "amendInteraction", []int{201, 404, 409, 422, 503}, handle(s.AmendInteraction), "Amend an interaction",
 			"Replaces an entry, which stays readable; the outcome `entered_in_error` strikes it from the record. An entry can be amended once: a second request answers 409 and names the amendment, which can be amended in turn."},
 		{"GET", "/doctors", "doctors", "listDoctors", []int{200, 503}, handle(s.ListDoctors), "List the doctors", "By name. Their ids are the `doctor_id` of interactions."},
-		{"GET", "/livez", "service", "checkLiveness", []int{200}, handle(func(context.Context, struct{}) (Health, error) { return Health{"ok"}, nil }), "Does the service run?", "Answers as long as the process serves, whatever the database does."},
+		{"GET", "/livez", "service", "checkLiveness", []int{200}, handle(func(context.Context, struct{}) (Probe, error) { return Probe{"ok"}, nil }), "Does the service run?", "Answers as long as the process serves, whatever the database does."},
 		{"GET", "/readyz", "service", "checkReadiness", []int{200, 503}, handle(s.CheckReadiness), "Does the database answer too?", "503 says what is missing."},
 		{"GET", "/openapi.json", "service", "getDocument", []int{200}, handle(func(context.Context, struct{}) (json.RawMessage, error) { return *document, nil }), "Read this document", "OpenAPI 3.1, to generate clients from."},
 	}

@@ -70,8 +70,8 @@ type Timeline struct {
 	Items        []Period     `json:"items" required:"true" nullable:"false"`
 }
 
-// Health is what a probe of the service answers when all is well.
-type Health struct {
+// Probe is what a probe of the service answers when all is well.
+type Probe struct {
 	Status string `json:"status" required:"true" enum:"ok"`
 }
 

@@ -57,9 +57,9 @@ func (s *Store) Close() { s.reads.Close(); s.writes.Close() }
 // each other on patient_id as well, so that all of it can run on the one shard where the patient lives.
 
 // CheckReadiness tells whether the database answers and holds the tables.
-func (s *Store) CheckReadiness(ctx context.Context, _ struct{}) (Health, error) {
+func (s *Store) CheckReadiness(ctx context.Context, _ struct{}) (Probe, error) {
 	_, err := collect(ctx, s.reads, pgx.RowTo[int64], "SELECT id FROM doctors LIMIT 1")
-	return Health{"ok"}, err
+	return Probe{"ok"}, err
 }
 
 const doctorsQuery = `
