@@ -1,3 +1,8 @@
+FROM postgres:18-alpine AS db
+# Loaded in this order, and only into an empty volume. Copied, since a checkout may not be readable for the container.
+COPY --chmod=644 schema.sql /docker-entrypoint-initdb.d/1-schema.sql
+COPY --chmod=644 seed.sql /docker-entrypoint-initdb.d/2-seed.sql
+
 FROM golang:1.26-alpine AS source
 WORKDIR /src
 # The same for the service and the tests, so that they share what is compiled.
