@@ -109,7 +109,7 @@ type postgres struct {
 
 // startPostgres starts the installed PostgreSQL with its data in folder, and loads schema and seed the first time. As
 // root, which PostgreSQL refuses, it runs as the user postgres with the data in that user's home, since that user may not
-// enter every folder. If a killed run left its PostgreSQL running, that one is stopped first.
+// enter every folder.
 func startPostgres(ctx context.Context, folder string, settings ...string) (*postgres, error) {
 	p := &postgres{programs: findPrograms()}
 	version, _ := exec.Command(filepath.Join(p.programs, "postgres"), "--version").Output()
@@ -123,9 +123,10 @@ func startPostgres(ctx context.Context, folder string, settings ...string) (*pos
 	p.data = filepath.Join(p.folder, major)
 	p.url = "postgres:///postgres?user=postgres&host=" + url.QueryEscape(p.socket)
 	settings = append(settings, "listen_addresses=", "unix_socket_directories="+p.socket, "log_error_verbosity=terse")
+	p.run("pg_ctl", "stop", "-D", p.data) // the one that a killed run left behind
 	err := p.initialize()
 	if err == nil {
-		err = p.run("pg_ctl", "restart", "-D", p.data, "-l", filepath.Join(p.data, "server.log"), "-o", "-c "+strings.Join(settings, " -c "))
+		err = p.run("pg_ctl", "start", "-D", p.data, "-l", filepath.Join(p.data, "server.log"), "-o", "-c "+strings.Join(settings, " -c "))
 	}
 	if err == nil {
 		err = load(ctx, p.url)

@@ -334,8 +334,7 @@ func explain(pool *pgxpool.Pool, err error) error {
 		return unavailable("The database holds no tables: load schema.sql with psql.", err)
 	case code == "25006": // its connections stay with the old primary
 		pool.Reset()
-	case passing.MatchString(code), connect, network, errors.Is(err, io.ErrUnexpectedEOF),
-		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case passing.MatchString(code), connect, network, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 	default:
 		return fmt.Errorf("query the database: %w", err)
 	}
