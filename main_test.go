@@ -1511,3 +1511,84 @@ func FuzzHeader(f *testing.F) {
 	},
 		"k", "", "\xff", `application/json; a="`, "null", "http://[::1]:namedport", strings.Repeat("x", 300))
 }
+
+// Speed: each operation over HTTP, and beside it the same statement through pgx alone, so that their ratio says what the
+// service costs whatever the machine does.
+
+func BenchmarkOperations(b *testing.B) {
+	database := newDatabase(prefix + "seeded")
+	conn := must(pgx.Connect(always, database))
+	defer conn.Close(always)
+	for _, statement := range []string{ // 100,000 patients, and 1,000,000 interactions, 20,000 of them the first one's
+		"ALTER TABLE interactions DISABLE TRIGGER ALL",
+		"INSERT INTO patients (name, birth_date) SELECT initcap(md5(n::text)), '1980-01-01' FROM generate_series(1, 100000) n",
+		`INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes)
+		 SELECT p, 1 + n % 5, '2005-01-01'::timestamptz + n * interval '1 hour', CASE WHEN n % 7 < 3 THEN 'healthy' ELSE 'unhealthy' END::outcome,
+		        repeat('As seen last time. ', 15) || n
+		 FROM generate_series(13, 100012) p, generate_series(1, CASE WHEN p = 1000 THEN 20000 ELSE 10 END) n`,
+		`UPDATE patients p SET health_status = i.outcome::text::health_status, last_interaction_at = i.occurred_at
+		 FROM (SELECT DISTINCT ON (patient_id) * FROM interactions WHERE patient_id > 12 ORDER BY patient_id, occurred_at DESC, id DESC) i WHERE p.id = i.patient_id`,
+		"ALTER TABLE interactions ENABLE TRIGGER ALL, ENABLE ALWAYS TRIGGER interactions_append_only, ENABLE ALWAYS TRIGGER interactions_refresh_health_status",
+		"VACUUM ANALYZE",
+	} {
+		must(conn.Exec(always, statement))
+	}
+	var entry int64
+	must(0, conn.QueryRow(always, "SELECT id FROM interactions WHERE patient_id = 1000 ORDER BY occurred_at DESC, id DESC OFFSET 10000 LIMIT 1").Scan(&entry))
+	deep := fmt.Sprint(entry)
+	s, store := serveOn(as("patient_interactions", database)), must(OpenStore(always, as("patient_interactions", database)))
+	defer store.Close()
+	defer s.stop()
+	first := Paging{Limit: 50}
+	anyone := func() PatientPath { return PatientPath{13 + mathrand.Int64N(100000)} }
+	for _, c := range []struct {
+		name      string
+		body      string
+		path      func() string
+		statement func() error
+	}{
+		{"DocumentAnInteraction", `{"doctor_id": 1, "outcome": "healthy", "notes": "As seen last time."}`,
+			func() string { return of(anyone().PatientID) },
+			func() error {
+				_, err := store.DocumentInteraction(always, NewInteraction{anyone(), Entry{DoctorID: 1, Notes: "As seen last time."}, "healthy"})
+				return err
+			}},
+		{"FirstPageOfAHistory", "", func() string { return of(1000) }, func() error {
+			_, err := store.ListInteractions(always, InteractionFilter{PatientPath: PatientPath{1000}, Paging: first})
+			return err
+		}},
+		{"PageOfAHistoryAtDepth10000", "", func() string { return of(1000) + "?cursor=" + deep }, func() error {
+			_, err := store.ListInteractions(always, InteractionFilter{PatientPath: PatientPath{1000}, Paging: Paging{50, deep}})
+			return err
+		}},
+		{"PageOfPatients", "", func() string { return "/patients" }, func() error { _, err := store.ListPatients(always, PatientFilter{Paging: first}); return err }},
+		{"PageOfUnhealthyPatients", "", func() string { return "/patients?health_status=unhealthy" }, func() error {
+			_, err := store.ListPatients(always, PatientFilter{Paging: first, HealthStatus: "unhealthy"})
+			return err
+		}},
+		{"Search", "", func() string { return "/patients?search=abc" }, func() error {
+			_, err := store.ListPatients(always, PatientFilter{Paging: first, Search: "abc"})
+			return err
+		}},
+		{"Timeline", "", func() string { return timelineOf(anyone().PatientID) }, func() error { _, err := store.GetTimeline(always, anyone()); return err }},
+	} {
+		b.Run(c.name+"/http", func(b *testing.B) {
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if a := send(b, map[bool]string{true: "GET", false: "POST"}[c.body == ""], s.url+c.path(), c.body); a.StatusCode > 201 {
+						b.Error(a.body)
+					}
+				}
+			})
+		})
+		b.Run(c.name+"/pgx", func(b *testing.B) {
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if err := c.statement(); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		})
+	}
+}
