@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,6 +87,10 @@ ORDER BY p.name, p.id LIMIT $1`
 const isCurrent = `i.outcome <> 'entered_in_error'
     AND NOT EXISTS (SELECT 1 FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id)`
 
+// isCurrentOfPatient is isCurrent for patient $1, whose few amendments are read once and not one by one.
+const isCurrentOfPatient = `i.outcome <> 'entered_in_error'
+    AND i.id NOT IN (SELECT a.amends FROM interactions a WHERE a.patient_id = $1 AND a.amends IS NOT NULL)`
+
 // ListPatients pages through the patients by name.
 func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (PageOf[Patient], error) {
 	f := filter{args: []any{in.Limit + 1}}
@@ -103,20 +108,19 @@ func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error)
 }
 
 // The patient comes first, so that one without such entries is told from none: it is a row of NULLs. The page is cut
-// before that join, which then costs nothing.
+// before that join and the one with doctors, which then cost little; they may leave it in any order.
 const historyQuery = `
-SELECT    h.id, h.patient_id, h.doctor_id, h.doctor_name, h.occurred_at, h.recorded_at, h.outcome, h.notes, h.amends, h.amended_by
+SELECT    h.id, h.patient_id, h.doctor_id, d.name, h.occurred_at, h.recorded_at, h.outcome, h.notes, h.amends, h.amended_by
 FROM      patients p
 LEFT JOIN (
-    SELECT   i.*, d.name AS doctor_name, %s AS amended_by
+    SELECT   i.*, %s AS amended_by
     FROM     interactions i
-    JOIN     doctors d ON d.id = i.doctor_id
     %s
     WHERE    i.patient_id = $1 %s
     ORDER BY i.occurred_at DESC, i.id DESC LIMIT $2
 ) h ON h.patient_id = p.id
-WHERE     p.id = $1
-ORDER BY  h.occurred_at DESC, h.id DESC`
+LEFT JOIN doctors d ON d.id = h.doctor_id
+WHERE     p.id = $1`
 
 // joinAmendment finds the entry a that replaced i, if any.
 const joinAmendment = `LEFT JOIN interactions a ON a.patient_id = i.patient_id AND a.amends = i.id`
@@ -131,13 +135,14 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 	f.and(in.after() > 0, "(i.occurred_at, i.id) < (SELECT c.occurred_at, c.id FROM interactions c WHERE c.patient_id = $1 AND c.id = $%d)", in.after())
 	query := fmt.Sprintf(historyQuery, "a.id", joinAmendment, f.where)
 	if !in.IncludeAmended { // what is current has no amendment to look for
-		query = fmt.Sprintf(historyQuery, "NULL::bigint", "", "AND "+isCurrent+f.where)
+		query = fmt.Sprintf(historyQuery, "NULL::bigint", "", "AND "+isCurrentOfPatient+f.where)
 	}
 	entries, err := collect(ctx, s.reads, scanInteraction, query, f.args...)
 	if err == nil && len(entries) == 0 {
 		err = noPatient(in.PatientID)
 	}
 	entries = slices.DeleteFunc(entries, func(i Interaction) bool { return i.ID == 0 })
+	slices.SortFunc(entries, func(i, j Interaction) int { return cmp.Or(j.OccurredAt.Compare(i.OccurredAt), cmp.Compare(j.ID, i.ID)) })
 	return page(entries, in.Limit, func(i Interaction) int64 { return i.ID }), err
 }
 
@@ -161,7 +166,7 @@ LEFT JOIN (
               FROM   (SELECT i.patient_id, i.outcome, i.occurred_at, row_number() OVER w AS n, count(*) OVER () AS total,
                              lag(i.outcome) OVER w IS DISTINCT FROM i.outcome AS begins
                       FROM   interactions i
-                      WHERE  i.patient_id = $1 AND ` + isCurrent + `
+                      WHERE  i.patient_id = $1 AND ` + isCurrentOfPatient + `
                       WINDOW w AS (ORDER BY i.occurred_at, i.id)) numbered
               WHERE  begins
               WINDOW w AS (ORDER BY n)) period
