@@ -23,10 +23,8 @@ import (
 	"unicode/utf8"
 )
 
-const (
-	requestTimeout = 4 * time.Second // for a request as a whole; a doctor would have clicked again
-	maxBody        = 128 << 10       // 10,000 characters, each escaped as two \uXXXX, and the rest of the body
-)
+const requestTimeout = 4 * time.Second // for a request as a whole; a doctor would have clicked again
+const maxBody = 128 << 10              // 10,000 characters, each escaped as two \uXXXX, and the rest of the body
 
 // operation is one row of the API. The mux and the OpenAPI document are both built from it.
 type operation struct {

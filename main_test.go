@@ -46,6 +46,7 @@ var (
 	served  string        // the same with the role that schema.sql makes for the service
 	owner   *pgxpool.Pool // there, a second writer
 	always  = context.Background()
+	ending  sync.Mutex
 )
 
 // TestMain runs the tests, or the program itself where a test wants it as a process.
@@ -54,7 +55,7 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
-	flag.Set("test.parallel", "8") // most of them wait for PostgreSQL
+	flag.Set("test.parallel", "4") // most of them wait for PostgreSQL
 	os.Exit(testAll(m))
 }
 
@@ -73,7 +74,7 @@ func testAll(m *testing.M) (code int) {
 	}
 	cleanUp = sync.OnceFunc(cleanUp)
 	defer cleanUp()
-	go func() { <-interrupted; cleanUp(); os.Exit(1) }()
+	go func() { <-interrupted; ending.Lock(); cleanUp(); os.Exit(1) }()
 
 	admin = must(pgxpool.New(always, server))
 	must(0, load(always, newDatabase("template1", "seeded")))
@@ -92,6 +93,7 @@ func testAll(m *testing.M) (code int) {
 
 func must[T any](v T, err error) T {
 	if err != nil {
+		ending.Lock() // for ever while the tests are interrupted, which takes the database away
 		panic(err)
 	}
 	return v
@@ -502,7 +504,7 @@ func TestListsOfAPatientWithoutInteractionsAreEmptyAndNotNull(t *testing.T) {
 	require.JSONEq(t, `{"health_status": "unknown", "items": []}`, send(t, "GET", timelineOf(patient), "").body)
 }
 
-// Health
+// Health and amendments
 
 func TestHealthStatusIsTheOutcomeOfTheLatestCurrentInteraction(t *testing.T) {
 	patient := alone(t)
@@ -550,8 +552,6 @@ func TestTimelineJoinsConsecutiveOutcomesToPeriods(t *testing.T) {
 		{"outcome": "unhealthy", "from": "2024-01-03T09:00:00Z", "to": "2024-01-06T09:00:00Z", "interactions": 2},
 		{"outcome": "healthy",   "from": "2024-01-06T09:00:00Z", "to": null, "interactions": 2}]}`, send(t, "GET", timelineOf(patient), "").body)
 }
-
-// Amendments
 
 func TestOnlyTheNewestOfAChainCanBeAmended(t *testing.T) {
 	patient := alone(t)
@@ -604,11 +604,7 @@ func TestManyWritersOfOnePatientDisturbNobodyWhoPages(t *testing.T) {
 	require.Equal(t, HealthStatus("healthy"), stateOf(t, patient).HealthStatus, "day 9 is the last")
 }
 
-func newestFirst(a, b Interaction) int {
-	return cmp.Or(b.OccurredAt.Compare(a.OccurredAt), cmp.Compare(b.ID, a.ID))
-}
-
-// Retries
+var newestFirst = func(a, b Interaction) int { return cmp.Or(b.OccurredAt.Compare(a.OccurredAt), cmp.Compare(b.ID, a.ID)) }
 
 func TestRepeatedRequestAnswersWithTheEntryFirstMadeAsItStandsNow(t *testing.T) {
 	patient := alone(t)
@@ -629,19 +625,12 @@ func TestKeyOfOneRequestIsRefusedForAnother(t *testing.T) {
 	patient := alone(t)
 	first := write(t, of(patient), entry(), "Idempotency-Key", "k")
 	second := write(t, amending(first), entry(), "Idempotency-Key", "a")
-	for _, c := range []struct{ name, address, key, body string }{
-		{"another doctor", of(patient), "k", entry("doctor_id", 2)},
-		{"another outcome", of(patient), "k", entry("outcome", "unhealthy")},
-		{"other notes", of(patient), "k", entry("notes", "seen.")},
-		{"another time", of(patient), "k", entry("occurred_at", first.OccurredAt.Add(-time.Microsecond))},
-		{"an amendment instead", amending(first), "k", entry()},
-		{"no amendment", of(patient), "a", entry()},
-		{"another entry to amend", amending(second), "a", entry()},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			faulty(t, 422, "Idempotency-Key", "POST", c.address, c.body, "Idempotency-Key", c.key)
-		})
+	for _, body := range []string{entry("doctor_id", 2), entry("outcome", "unhealthy"), entry("notes", "seen."), entry("occurred_at", first.OccurredAt.Add(-time.Microsecond))} {
+		faulty(t, 422, "Idempotency-Key", "POST", of(patient), body, "Idempotency-Key", "k")
 	}
+	faulty(t, 422, "Idempotency-Key", "POST", amending(first), entry(), "Idempotency-Key", "k")
+	faulty(t, 422, "Idempotency-Key", "POST", amending(second), entry(), "Idempotency-Key", "a")
+	faulty(t, 422, "Idempotency-Key", "POST", of(patient), entry(), "Idempotency-Key", "a")
 	require.Equal(t, ids(second, first), historyOf(t, patient, "include_amended=true"))
 	require.NotEqual(t, first.ID, write(t, of(newPatient(t, "Other")), entry(), "Idempotency-Key", "k").ID, "another patient's keys are others")
 }
@@ -679,8 +668,6 @@ func TestTwentyCopiesAtOnceMakeOneEntry(t *testing.T) {
 	}
 }
 
-// Limits of what is written
-
 func TestNotesAreKeptAsSentButForWhiteSpaceAround(t *testing.T) {
 	patient := alone(t)
 	for _, notes := range []string{"x \n y", `<b>&amp; "quoted" \ud800 %s 'x'; --`, "\u200bzero width\ufeff"} {
@@ -698,8 +685,8 @@ func TestNotesHold10000CharactersHoweverTheyAreEscaped(t *testing.T) {
 	for character, escaped := range map[string]string{"x": "x", "ä": `\u00e4`, "😀": `\uD83d\ude00`} {
 		sent := fmt.Sprintf(`{"doctor_id": 1, "outcome": "healthy", "notes": "  %s  "}`, strings.Repeat(escaped, 10_000))
 		require.Equal(t, strings.Repeat(character, 10_000), write(t, of(patient), sent).Notes)
-		faulty(t, 422, "notes", "POST", of(patient), strings.Replace(sent, "  ", character, 1))
 	}
+	faulty(t, 422, "notes", "POST", of(patient), entry("notes", strings.Repeat("ä", 10_001)))
 }
 
 func TestBodyHoldsAtMost128KiB(t *testing.T) {
@@ -759,7 +746,7 @@ func TestBodyThatCannotBeReadOrMayNotBeIsRefused(t *testing.T) {
 		{"notes of a wrong type", 400, "notes", []string{with(`"notes": 1`), with(`"notes": {}`)}},
 		{"a time of a wrong type", 400, "occurred_at", []string{with(`"occurred_at": 1`), with(`"occurred_at": false`)}},
 		{"a time that is none", 400, "", []string{entry("occurred_at", "yesterday"), entry("occurred_at", "2024-05-13T09:30:00"), entry("occurred_at", "2024-05-13"), entry("occurred_at", "2024-02-30T09:30:00Z")}},
-		{"half a surrogate pair", 400, "", []string{with(`"notes": "\uD83D"`), with(`"notes": "\ude00"`), with(`"notes": "\ud83d\ud83d"`), with(`"notes": "\ud83d\n"`), with(`"notes": "\\\ud83d"`), with(`"\ud83d": 1`)}},
+		{"half a surrogate pair", 400, "", []string{with(`"notes": "\uD83D"`), with(`"notes": "\ude00"`), with(`"notes": "\ud83d\ud83d"`), with(`"notes": "\ude00\ude00"`), with(`"notes": "\ud83d\n"`), with(`"notes": "\\\ud83d"`), with(`"\ud83d": 1`)}},
 		{"bytes that are not UTF-8", 400, "", []string{with("\"notes\": \"\xff\""), with("\"notes\": \"\xed\xa0\xbd\"")}},
 		{"nothing in it", 422, "doctor_id notes outcome", []string{"{}", "null", `{"doctor_id": null, "outcome": null, "notes": null, "occurred_at": null}`}},
 		{"faults everywhere", 422, "doctor_id notes outcome occurred_at", []string{`{"doctor_id": -1, "outcome": "ill", "notes": "\u3000", "occurred_at": "2999-01-01T00:00:00Z"}`}},
@@ -996,31 +983,41 @@ func keys(v any) []string {
 	return slices.Sorted(maps.Keys(object))
 }
 
-// described is the document, and its operations by method and path.
-func described(t testing.TB) (document any, operations map[string]any) {
-	t.Helper()
-	document, operations = read[any](t, "/openapi.json"), map[string]any{}
+func TestEveryOperationIsDescribedAndAnswersItsOwnExamples(t *testing.T) {
+	t.Parallel()
+	s := serveOn(as("patient_interactions", newDatabase(prefix+"seeded")))
+	defer s.stop()
+	document, answers, seen := read[any](t, "/openapi.json"), map[string]string{}, map[any]bool{}
+	require.Regexp(t, `^3\.1\.`, dig(document, "openapi"))
 	for _, path := range keys(dig(document, "paths")) {
 		for _, method := range keys(dig(document, "paths", path)) {
-			operations[strings.ToUpper(method)+" "+path] = dig(document, "paths", path, method)
+			operation, name, address, query, body := dig(document, "paths", path, method), strings.ToUpper(method)+" "+path, path, url.Values{}, ""
+			for _, part := range []string{"operationId", "summary", "description"} {
+				require.NotEmpty(t, dig(operation, part), name)
+				require.False(t, seen[dig(operation, part)], "%s has no %s of its own", name, part)
+				seen[dig(operation, part)] = true
+			}
+			require.Len(t, dig(operation, "tags"), 1, name)
+			answers[name] = strings.Join(keys(dig(operation, "responses")), " ")
+			parameters, _ := dig(operation, "parameters").([]any)
+			for _, p := range parameters {
+				parameter, value := dig(p, "name").(string), cmp.Or(dig(p, "example"), dig(p, "schema", "default"))
+				require.NotEmpty(t, dig(p, "description"), parameter)
+				address = strings.ReplaceAll(address, "{"+parameter+"}", fmt.Sprint(value))
+				if dig(p, "in") == "query" && value != nil {
+					query.Set(parameter, fmt.Sprint(value))
+				}
+			}
+			if method == "post" {
+				body = string(must(json.Marshal(dig(operation, "requestBody", "content", "application/json", "example"))))
+			}
+			a := send(t, strings.ToUpper(method), s.url+address+"?"+query.Encode(), body)
+			require.Less(t, a.StatusCode, 300, "%s %s", name, a.body)
+			schema, _ := dig(operation, "responses", fmt.Sprint(a.StatusCode), "content", "application/json", "schema", "$ref").(string)
+			if schema = strings.TrimPrefix(schema, "#/components/schemas/"); path != "/openapi.json" {
+				require.Equal(t, keys(dig(document, "components", "schemas", schema, "properties")), keys(decoded[any](t, a.StatusCode, a)), name)
+			}
 		}
-	}
-	return document, operations
-}
-
-func TestDocumentDescribesEveryOperationAndWhatItRefuses(t *testing.T) {
-	t.Parallel()
-	document, operations := described(t)
-	require.Regexp(t, `^3\.1\.`, dig(document, "openapi"))
-	answers, seen := map[string]string{}, map[any]bool{}
-	for name, operation := range operations {
-		for _, part := range []string{"operationId", "summary", "description"} {
-			require.NotEmpty(t, dig(operation, part), name)
-			require.False(t, seen[dig(operation, part)], "%s has no %s of its own", name, part)
-			seen[dig(operation, part)] = true
-		}
-		require.Len(t, dig(operation, "tags"), 1, name)
-		answers[name] = strings.Join(keys(dig(operation, "responses")), " ")
 	}
 	const one = "/patients/{patient_id}/interactions/{interaction_id}"
 	require.Equal(t, map[string]string{
@@ -1028,68 +1025,18 @@ func TestDocumentDescribesEveryOperationAndWhatItRefuses(t *testing.T) {
 		"GET /patients/{patient_id}/interactions": "200 404 4XX 503", "POST /patients/{patient_id}/interactions": "201 404 422 4XX 503", "GET " + one: "200 404 4XX 503",
 		"POST " + one + "/amendments": "201 404 409 422 4XX 503", "GET /livez": "200 4XX", "GET /readyz": "200 4XX 503", "GET /openapi.json": "200 4XX",
 	}, answers)
-}
-
-func TestDocumentsOwnExamplesAnswerAsTheDocumentSays(t *testing.T) {
-	t.Parallel()
-	s := serveOn(as("patient_interactions", newDatabase(prefix+"seeded")))
-	defer s.stop()
-	document, operations := described(t)
-	for operation, description := range operations {
-		method, path, _ := strings.Cut(operation, " ")
-		query, body := url.Values{}, ""
-		parameters, _ := dig(description, "parameters").([]any)
-		for _, p := range parameters {
-			name, value := dig(p, "name").(string), cmp.Or(dig(p, "example"), dig(p, "schema", "default"))
-			path = strings.ReplaceAll(path, "{"+name+"}", fmt.Sprint(value))
-			if dig(p, "in") == "query" && value != nil {
-				query.Set(name, fmt.Sprint(value))
-			}
-			require.NotEmpty(t, dig(p, "description"), name)
-		}
-		if method == "POST" {
-			body = string(must(json.Marshal(dig(description, "requestBody", "content", "application/json", "example"))))
-		}
-		a := send(t, method, s.url+path+"?"+query.Encode(), body)
-		require.Less(t, a.StatusCode, 300, "%s %s", operation, a.body)
-		if operation != "GET /openapi.json" {
-			conforms(t, document, dig(description, "responses", fmt.Sprint(a.StatusCode), "content", "application/json", "schema"), decoded[any](t, a.StatusCode, a))
-		}
-	}
-	p := send(t, "POST", s.url+"/patients/1/interactions", "{}") // a refusal is described as well
-	conforms(t, document, dig(document, "components", "schemas", "Problem"), decoded[any](t, 422, p))
-}
-
-// conforms checks a value of an answer against its schema, which must require all that it names.
-func conforms(t testing.TB, document, schema, value any) {
-	t.Helper()
-	if reference, ok := dig(schema, "$ref").(string); ok {
-		schema = dig(document, strings.Split(reference, "/")[1:]...)
-	}
-	require.NotNil(t, schema, value)
-	kinds := map[string]string{"<nil>": "null", "string": "string", "float64": "integer", "[]interface {}": "array", "map[string]interface {}": "object"}
-	if enum, ok := dig(schema, "enum").([]any); ok {
-		require.Contains(t, enum, value)
-	}
-	require.Contains(t, fmt.Sprint(dig(schema, "type")), kinds[fmt.Sprintf("%T", value)], "%v", value)
-	if list, ok := value.([]any); ok {
-		for _, item := range list {
-			conforms(t, document, dig(schema, "items"), item)
-		}
-	}
-	for _, name := range keys(value) {
-		conforms(t, document, dig(schema, "properties", name), dig(value, name))
-	}
-	for _, name := range keys(dig(schema, "properties")) {
-		require.True(t, name == "errors" || slices.Contains(dig(schema, "required").([]any), any(name)), name) // a problem need not have any
+	for _, name := range keys(dig(document, "components", "schemas")) {
+		always := slices.DeleteFunc(keys(dig(document, "components", "schemas", name, "properties")), func(field string) bool {
+			return name == "Problem" && field == "errors" || strings.HasPrefix(name, "New") && field == "occurred_at"
+		})
+		require.ElementsMatch(t, always, dig(document, "components", "schemas", name, "required"), name)
 	}
 }
 
 func TestSwaggerUILoadsOnlyWhatTheServiceServesAndItsPolicyAllows(t *testing.T) {
 	t.Parallel()
-	for _, method := range []string{"GET", "HEAD"} {
-		require.Equal(t, "/docs/", send(t, method, "/", "").Header.Get("Location"))
-	}
+	root := send(t, "GET", "/", "")
+	require.Equal(t, []any{302, "/docs/"}, []any{root.StatusCode, root.Header.Get("Location")})
 	page := send(t, "GET", "/docs/", "")
 	policy := page.Header.Get("Content-Security-Policy")
 	require.Contains(t, policy, "default-src 'none'")
@@ -1388,7 +1335,7 @@ func start(t testing.TB, folder, database string) *program {
 		address, _, serves := strings.Cut(said, "/docs/")
 		p.url = address
 		return serves
-	}, 30*time.Second, 5*time.Millisecond)
+	}, time.Minute, 5*time.Millisecond)
 	return p
 }
 
@@ -1409,22 +1356,19 @@ func ends(t testing.TB, p *program, by os.Signal) {
 
 func TestRequestInFlightIsAnsweredBeforeTheProgramEnds(t *testing.T) {
 	patient := alone(t)
-	p, answered := start(t, t.TempDir(), served), make(chan int, 1)
+	p, answered := start(t, t.TempDir(), served), make(chan bool, 1)
 	body, sent := io.Pipe()
 	r := must(http.NewRequest("POST", p.url+of(patient), body))
 	r.Header = http.Header{"Content-Type": {"application/json"}, "Expect": {"100-continue"}}
 	go func() {
 		a, err := (&http.Transport{ExpectContinueTimeout: time.Minute}).RoundTrip(r)
-		if err != nil {
-			a = &http.Response{}
-		}
-		answered <- a.StatusCode
+		answered <- err == nil && a.StatusCode == 201
 	}()
 	sent.Write([]byte(entry())) // returns when the service has asked for the body
 	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
 	require.Eventually(t, func() bool { _, err := try(t, "GET", p.url+"/livez", ""); return err != nil }, 4*time.Second, time.Millisecond)
 	sent.Close()
-	require.Equal(t, 201, <-answered)
+	require.True(t, <-answered)
 	require.NoError(t, p.Wait(), "exit code 0")
 	require.Len(t, historyOf(t, patient, ""), 1)
 }

@@ -59,7 +59,7 @@ func (s *Store) Close() { s.reads.Close(); s.writes.Close() }
 
 // CheckReadiness tells whether the database answers and holds the tables.
 func (s *Store) CheckReadiness(ctx context.Context, _ struct{}) (Probe, error) {
-	_, err := collect(ctx, s.reads, pgx.RowTo[int64], "SELECT id FROM doctors LIMIT 1")
+	_, err := collect(ctx, s, s.reads, pgx.RowTo[int64], "SELECT id FROM doctors LIMIT 1")
 	return Probe{"ok"}, err
 }
 
@@ -73,7 +73,7 @@ ORDER BY name, id LIMIT $1`
 func (s *Store) ListDoctors(ctx context.Context, in Paging) (PageOf[Doctor], error) {
 	f := filter{args: []any{in.Limit + 1}}
 	f.and(in.after() > 0, "(name, id) > (SELECT name, id FROM doctors WHERE id = $%d)", in.after())
-	doctors, err := collect(ctx, s.reads, pgx.RowToStructByPos[Doctor], fmt.Sprintf(doctorsQuery, f.where), f.args...)
+	doctors, err := collect(ctx, s, s.reads, pgx.RowToStructByPos[Doctor], fmt.Sprintf(doctorsQuery, f.where), f.args...)
 	return page(doctors, in.Limit, func(d Doctor) int64 { return d.ID }), err
 }
 
@@ -83,12 +83,9 @@ FROM     patients p
 WHERE    true %s
 ORDER BY p.name, p.id LIMIT $1`
 
-// isCurrent holds for an interaction i that counts: no amendment replaced it, and it strikes out no other.
+// isCurrent holds for an interaction i of patient $1 that counts: no amendment replaced it, and it strikes out no other.
+// The patient's few amendments are read once, and not for each entry.
 const isCurrent = `i.outcome <> 'entered_in_error'
-    AND NOT EXISTS (SELECT 1 FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id)`
-
-// isCurrentOfPatient is isCurrent for patient $1, whose few amendments are read once and not one by one.
-const isCurrentOfPatient = `i.outcome <> 'entered_in_error'
     AND i.id NOT IN (SELECT a.amends FROM interactions a WHERE a.patient_id = $1 AND a.amends IS NOT NULL)`
 
 // ListPatients pages through the patients by name.
@@ -96,15 +93,16 @@ func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (PageOf[Pati
 	f := filter{args: []any{in.Limit + 1}}
 	f.and(in.Search != "", `lower(p.name) LIKE lower($%d COLLATE "und-x-icu")`, "%"+escapeLike.Replace(in.Search)+"%")
 	f.and(in.HealthStatus != "", "p.health_status = $%d", in.HealthStatus)
-	f.and(in.DoctorID > 0, "p.id IN (SELECT i.patient_id FROM interactions i WHERE i.doctor_id = $%d AND "+isCurrent+")", in.DoctorID)
+	f.and(in.DoctorID > 0, `p.id IN (SELECT i.patient_id FROM interactions i WHERE i.doctor_id = $%d AND i.outcome <> 'entered_in_error'
+		AND NOT EXISTS (SELECT 1 FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id))`, in.DoctorID)
 	f.and(in.after() > 0, "(p.name, p.id) > (SELECT c.name, c.id FROM patients c WHERE c.id = $%d)", in.after())
-	patients, err := collect(ctx, s.reads, pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, f.where), f.args...)
+	patients, err := collect(ctx, s, s.reads, pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, f.where), f.args...)
 	return page(patients, in.Limit, func(p Patient) int64 { return p.ID }), err
 }
 
 // GetPatient returns a patient with the present state.
 func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error) {
-	return one(ctx, s.reads, noPatient(in.PatientID), pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, "AND p.id = $2"), 1, in.PatientID)
+	return one(ctx, s, s.reads, noPatient(in.PatientID), pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, "AND p.id = $2"), 1, in.PatientID)
 }
 
 // The patient comes first, so that one without such entries is told from none: it is a row of NULLs. The page is cut
@@ -135,9 +133,9 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 	f.and(in.after() > 0, "(i.occurred_at, i.id) < (SELECT c.occurred_at, c.id FROM interactions c WHERE c.patient_id = $1 AND c.id = $%d)", in.after())
 	query := fmt.Sprintf(historyQuery, "a.id", joinAmendment, f.where)
 	if !in.IncludeAmended { // what is current has no amendment to look for
-		query = fmt.Sprintf(historyQuery, "NULL::bigint", "", "AND "+isCurrentOfPatient+f.where)
+		query = fmt.Sprintf(historyQuery, "NULL::bigint", "", "AND "+isCurrent+f.where)
 	}
-	entries, err := collect(ctx, s.reads, scanInteraction, query, f.args...)
+	entries, err := collect(ctx, s, s.reads, scanInteraction, query, f.args...)
 	if err == nil && len(entries) == 0 {
 		err = noPatient(in.PatientID)
 	}
@@ -148,7 +146,7 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 
 // GetInteraction returns any entry of a patient, amended or not.
 func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interaction, error) {
-	i, err := one(ctx, s.reads, noPatient(in.PatientID), scanInteraction, fmt.Sprintf(historyQuery, "a.id", joinAmendment, "AND i.id = $3"), in.PatientID, 1, in.InteractionID)
+	i, err := one(ctx, s, s.reads, noPatient(in.PatientID), scanInteraction, fmt.Sprintf(historyQuery, "a.id", joinAmendment, "AND i.id = $3"), in.PatientID, 1, in.InteractionID)
 	if err == nil && i.ID == 0 {
 		err = noInteraction(in.PatientID, in.InteractionID)
 	}
@@ -166,7 +164,7 @@ LEFT JOIN (
               FROM   (SELECT i.patient_id, i.outcome, i.occurred_at, row_number() OVER w AS n, count(*) OVER () AS total,
                              lag(i.outcome) OVER w IS DISTINCT FROM i.outcome AS begins
                       FROM   interactions i
-                      WHERE  i.patient_id = $1 AND ` + isCurrentOfPatient + `
+                      WHERE  i.patient_id = $1 AND ` + isCurrent + `
                       WINDOW w AS (ORDER BY i.occurred_at, i.id)) numbered
               WHERE  begins
               WINDOW w AS (ORDER BY n)) period
@@ -176,7 +174,7 @@ WHERE     p.id = $1`
 
 // GetTimeline returns a patient's health over time.
 func (s *Store) GetTimeline(ctx context.Context, in PatientPath) (Timeline, error) {
-	return one(ctx, s.reads, noPatient(in.PatientID), pgx.RowToStructByPos[Timeline], timelineQuery, in.PatientID)
+	return one(ctx, s, s.reads, noPatient(in.PatientID), pgx.RowToStructByPos[Timeline], timelineQuery, in.PatientID)
 }
 
 // The one statement that writes. It inserts nothing where the patient, the doctor or the amended entry is missing, where
@@ -235,11 +233,11 @@ func (s *Store) AmendInteraction(ctx context.Context, in NewAmendment) (Interact
 
 func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outcome string, e Entry) (none Interaction, err error) {
 	args := []any{patientID, e.DoctorID, amends, (*time.Time)(e.OccurredAt), time.Now(), e.IdempotencyKey, outcome, string(e.Notes)}
-	made, err := one(ctx, s.writes, pgx.ErrNoRows, scanInteraction, insertQuery, args...)
+	made, err := one(ctx, s, s.writes, pgx.ErrNoRows, scanInteraction, insertQuery, args...)
 	if !errors.Is(err, pgx.ErrNoRows) {
 		return made, err
 	}
-	o, err := one(ctx, s.writes, noPatient(patientID), pgx.RowToStructByPos[obstacles], obstaclesQuery, args...)
+	o, err := one(ctx, s, s.writes, noPatient(patientID), pgx.RowToStructByPos[obstacles], obstaclesQuery, args...)
 	switch {
 	case err != nil:
 		return none, err
@@ -296,13 +294,13 @@ func page[T any](items []T, limit int64, id func(T) int64) PageOf[T] {
 }
 
 // one returns the one row, or missing where there is none.
-func one[T any](ctx context.Context, pool *pgxpool.Pool, missing error, scan pgx.RowToFunc[T], query string, args ...any) (T, error) {
+func one[T any](ctx context.Context, s *Store, pool *pgxpool.Pool, missing error, scan pgx.RowToFunc[T], query string, args ...any) (T, error) {
 	rows, _ := pool.Query(ctx, query, args...) // its error is that of the rows as well
 	item, err := pgx.CollectOneRow(rows, scan)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return item, missing
 	}
-	return item, explain(pool, err)
+	return item, s.explain(err)
 }
 
 // scanInteraction leaves the interaction zero where the row is a patient without one.
@@ -314,10 +312,10 @@ func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
 	return i, err
 }
 
-func collect[T any](ctx context.Context, pool *pgxpool.Pool, scan pgx.RowToFunc[T], query string, args ...any) ([]T, error) {
+func collect[T any](ctx context.Context, s *Store, pool *pgxpool.Pool, scan pgx.RowToFunc[T], query string, args ...any) ([]T, error) {
 	rows, _ := pool.Query(ctx, query, args...) // its error is that of the rows as well
 	items, err := pgx.CollectRows(rows, scan)
-	return items, explain(pool, err)
+	return items, s.explain(err)
 }
 
 // passing matches the codes, of PostgreSQL's appendix A, of what passes: no connection, no resources, a shut-down, a
@@ -325,7 +323,7 @@ func collect[T any](ctx context.Context, pool *pgxpool.Pool, scan pgx.RowToFunc[
 var passing = regexp.MustCompile(`^(08|53|57|25006|55P03|40001|40P01)`)
 
 // explain tells a database that cannot answer now from a defect of ours.
-func explain(pool *pgxpool.Pool, err error) error {
+func (s *Store) explain(err error) error {
 	_, connect := errors.AsType[*pgconn.ConnectError](err)
 	_, network := errors.AsType[*net.OpError](err)
 	code := ""
@@ -337,9 +335,10 @@ func explain(pool *pgxpool.Pool, err error) error {
 		return nil
 	case code == "42P01", code == "22023": // no table, no role
 		return unavailable("The database holds no tables: load schema.sql with psql.", err)
-	case code == "25006": // its connections stay with the old primary
-		pool.Reset()
-	case passing.MatchString(code), connect, network, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case code == "25006": // all connections stay with the old primary
+		s.reads.Reset()
+		s.writes.Reset()
+	case passing.MatchString(code), connect, network, errors.Is(err, pgconn.ErrConnClosed), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 	default:
 		return fmt.Errorf("query the database: %w", err)
 	}
