@@ -51,11 +51,9 @@ func newDocument(all []operation) json.RawMessage {
 		openapi31.Tag{Name: "interactions", Description: new("Document what was found, read the history, put an entry right.")},
 		openapi31.Tag{Name: "doctors", Description: new("Who documents.")},
 		openapi31.Tag{Name: "service", Description: new("For operators and clients.")})
-	// PageOfMainPatient becomes PageOfPatient, in the tests' binary as well.
+	packages := strings.NewReplacer("PatientInteractions", "", "Main", "") // PageOfMainPatient: PageOfPatient
 	//lint:ignore SA1019 its successor would need a fifth dependency
-	r.InterceptDefName(func(_ reflect.Type, name string) string {
-		return strings.NewReplacer("PatientInteractions", "", "Main", "").Replace(name)
-	})
+	r.InterceptDefName(func(_ reflect.Type, name string) string { return packages.Replace(name) })
 	for _, op := range all {
 		if err := describe(r, op); err != nil {
 			panic(op.id + ": " + err.Error())
