@@ -120,7 +120,7 @@ func startPostgres(ctx context.Context, folder string, settings ...string) (*pos
 	if err := p.claim(folder); err != nil {
 		return nil, err
 	}
-	p.data, p.url = filepath.Join(p.folder, major), "postgres:///postgres?user=postgres&host=" + url.QueryEscape(p.socket)
+	p.data, p.url = filepath.Join(p.folder, major), "postgres:///postgres?user=postgres&host="+url.QueryEscape(p.socket)
 	settings = append(settings, "listen_addresses=", "unix_socket_directories="+p.socket, "log_error_verbosity=terse")
 	p.run("pg_ctl", "stop", "-D", p.data) // the one that a killed run left behind
 	err := p.initialize()
