@@ -17,6 +17,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -39,6 +40,8 @@ const (
 )
 
 func main() {
+	debug.SetGCPercent(400)         // little is live and a page is garbage at once: collect each 16 MiB, not each 4
+	debug.SetMemoryLimit(256 << 20) // and more often where much is live
 	if err := run(context.Background(), os.Getenv, os.Args[1:]...); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -60,7 +63,7 @@ func run(ctx context.Context, getenv func(string) string, args ...string) error 
 	}
 	databaseURL := getenv("DATABASE_URL")
 	if databaseURL == "" {
-		private, err := startPostgres(ctx, ".postgres")
+		private, err := startPostgres(ctx, ".postgres", "")
 		if err != nil {
 			return err
 		}
@@ -110,7 +113,7 @@ type postgres struct {
 // startPostgres starts the installed PostgreSQL with its data in folder, and loads schema and seed the first time. As
 // root, which PostgreSQL refuses, it runs as the user postgres with the data in that user's home, since that user may not
 // enter every folder.
-func startPostgres(ctx context.Context, folder string, settings ...string) (*postgres, error) {
+func startPostgres(ctx context.Context, folder, settings string) (*postgres, error) {
 	p := &postgres{programs: findPrograms()}
 	version, _ := exec.Command(filepath.Join(p.programs, "postgres"), "--version").Output()
 	major := regexp.MustCompile(`\d+`).FindString(string(version)) // postgres (PostgreSQL) 15.18 (Debian …)
@@ -121,11 +124,10 @@ func startPostgres(ctx context.Context, folder string, settings ...string) (*pos
 		return nil, err
 	}
 	p.data, p.url = filepath.Join(p.folder, major), "postgres:///postgres?user=postgres&host="+url.QueryEscape(p.socket)
-	settings = append(settings, "listen_addresses=", "unix_socket_directories="+p.socket, "log_error_verbosity=terse")
 	p.run("pg_ctl", "stop", "-D", p.data) // the one that a killed run left behind
 	err := p.initialize()
 	if err == nil {
-		err = p.run("pg_ctl", "start", "-D", p.data, "-l", filepath.Join(p.data, "server.log"), "-o", "-c "+strings.Join(settings, " -c "))
+		err = p.run("pg_ctl", "start", "-D", p.data, "-l", filepath.Join(p.data, "server.log"), "-o", "-c listen_addresses= -c log_error_verbosity=terse -c unix_socket_directories="+p.socket+settings)
 	}
 	if err == nil {
 		err = load(ctx, p.url)

@@ -65,7 +65,7 @@ func testAll(m *testing.M) (code int) {
 	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
 	cleanUp := dropDatabases
 	if server == "" {
-		private, err := startPostgres(always, filepath.Join(os.TempDir(), "patient-interactions-"+rand.Text()), "fsync=off", "max_connections=200")
+		private, err := startPostgres(always, filepath.Join(os.TempDir(), "patient-interactions-"+rand.Text()), " -c fsync=off -c max_connections=200")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1

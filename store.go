@@ -314,8 +314,8 @@ func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
 }
 
 func collect[T any](ctx context.Context, s *Store, pool *pgxpool.Pool, scan pgx.RowToFunc[T], query string, args ...any) ([]T, error) {
-	rows, _ := pool.Query(ctx, query, args...) // its error is that of the rows as well
-	items, err := pgx.CollectRows(rows, scan)
+	rows, _ := pool.Query(ctx, query, args...)                 // its error is that of the rows as well
+	items, err := pgx.AppendRows(make([]T, 0, 64), rows, scan) // room for a page of the default size
 	return items, s.explain(err)
 }
 
