@@ -32,7 +32,7 @@ var schemaSQL string
 var seedSQL string
 
 const (
-	readTimeout    = 5 * time.Second  // headers and body; a slow client costs itself the connection
+	readTimeout    = 3 * time.Second  // headers and body, under requestTimeout; a slow client costs itself the connection
 	writeTimeout   = 15 * time.Second // a slow reader as well
 	idleTimeout    = 2 * time.Minute  // between two requests, longer than proxies keep a connection
 	stopTimeout    = 8 * time.Second  // for requests in flight; Docker kills after 10
@@ -180,7 +180,7 @@ func (p *postgres) claim(folder string) (err error) {
 	if syscall.Flock(lock, syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		return fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", p.folder)
 	}
-	p.socket, err = os.MkdirTemp("", "pg")
+	p.socket, err = os.MkdirTemp("", "patient-interactions")
 	return errors.Join(err, os.Chown(p.folder, uid, gid), os.Chown(p.socket, uid, gid))
 }
 

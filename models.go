@@ -88,7 +88,7 @@ type Instant time.Time
 func (i *Instant) UnmarshalText(text []byte) error {
 	at, err := time.Parse(time.RFC3339, string(text))
 	if err != nil {
-		return errors.New("must be a time with an offset, such as 2024-05-13T09:30:00Z (in a URL, + is %2B)")
+		return errors.New("a time has a date, a time of day and an offset, such as 2024-05-13T09:30:00Z (+ is %2B in a URL)")
 	}
 	*i = Instant(at.Truncate(time.Microsecond))
 	return nil
@@ -121,7 +121,7 @@ func (p Paging) after() int64 {
 // PatientFilter selects patients. What is not given does not filter, here and in InteractionFilter.
 type PatientFilter struct {
 	Paging
-	Search       string `query:"search" maxLength:"100" description:"Any part of the name, in any case."`
+	Search       string `query:"search" maxLength:"100" description:"Any part of the name, in any case. Accents count."`
 	HealthStatus string `query:"health_status" enum:"healthy,unhealthy,unknown" description:"The present state."`
 	DoctorID     int64  `query:"doctor_id" minimum:"1" description:"Patients whom this doctor has a current interaction with."`
 }
@@ -150,7 +150,7 @@ type InteractionFilter struct {
 
 // Entry is what a doctor sends to document, be it an interaction or an amendment.
 type Entry struct {
-	IdempotencyKey string   `header:"Idempotency-Key" json:"-" minLength:"1" maxLength:"255" pattern:"^[!-~]*$" description:"A key of your choice, in visible ASCII characters. Repeating a request with its key writes nothing and answers with the entry first made."`
+	IdempotencyKey string   `header:"Idempotency-Key" json:"-" minLength:"1" maxLength:"255" pattern:"^[!-~]*$" description:"A key of your choice, in visible ASCII characters. Repeating a request with its key writes nothing and answers with the entry first made; an occurred_at left out counts as the same."`
 	DoctorID       int64    `json:"doctor_id" required:"true" minimum:"1" description:"The doctor who documents."`
 	Notes          Notes    `json:"notes" required:"true" minLength:"1" maxLength:"10000" description:"What was said, found and agreed. White space around is trimmed."`
 	OccurredAt     *Instant `json:"occurred_at,omitempty" format:"date-time" nullable:"false" maxAhead:"5m" description:"When it happened: at most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`

@@ -13,7 +13,7 @@ CREATE TABLE doctors (
     specialty text NOT NULL CONSTRAINT doctor_specialty_not_blank CHECK (specialty ~ '\S')
 );
 
--- health_status and last_interaction_at are derived from interactions by a trigger, below; nothing else sets them.
+-- health_status and last_interaction_at are derived from interactions by a trigger, below; nothing else should set them.
 CREATE TABLE patients (
     id                  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name                text COLLATE "und-x-icu" NOT NULL CONSTRAINT patient_name_not_blank CHECK (name ~ '\S'),

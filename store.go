@@ -196,7 +196,7 @@ SELECT new.id, new.patient_id, d.id, d.name, new.occurred_at, new.recorded_at, n
 FROM   new JOIN doctors d ON d.id = new.doctor_id`
 
 // obstaclesQuery asks for all that insertQuery may have stumbled over, and for the entry that has the key: what it is, and
-// whether it came of the same request. With a transaction id it ends, as a write does, only when a synchronous standby has
+// whether it came of the same request. Its empty message makes it end, as a write does, only when a synchronous standby has
 // all that it saw: PostgreSQL keeps an entry whose wait for the standby was cut short.
 const obstaclesQuery = `
 SELECT    p.birth_date::text, p.birth_date <= (coalesce($4, amended.occurred_at, $5) AT TIME ZONE 'UTC')::date AS born,
@@ -212,7 +212,7 @@ LEFT JOIN interactions later   ON later.patient_id = p.id AND later.amends = $3
 LEFT JOIN interactions i       ON i.patient_id = p.id AND i.idempotency_key = $6
 LEFT JOIN interactions a       ON a.patient_id = i.patient_id AND a.amends = i.id
 LEFT JOIN doctors by           ON by.id = i.doctor_id
-WHERE     p.id = $1 AND pg_current_xact_id() IS NOT NULL`
+WHERE     p.id = $1 AND pg_logical_emit_message(true, '', '') IS NOT NULL`
 
 type obstacles struct {
 	BirthDate                         string
