@@ -1342,7 +1342,9 @@ func start(t testing.TB, folder, database string) *program {
 // fails runs the program to its end, which is one sentence and the exit code 1.
 func fails(t testing.TB, p *program, because string) {
 	t.Helper()
-	require.Error(t, p.Run())
+	require.NoError(t, p.Start())
+	defer time.AfterFunc(time.Minute, func() { p.Process.Kill() }).Stop() // where it goes on instead
+	require.Error(t, p.Wait())
 	require.Equal(t, 1, p.ProcessState.ExitCode())
 	require.Contains(t, p.said(), because)
 	require.Equal(t, 1, strings.Count(p.said(), "\n"), p.said())
