@@ -40,8 +40,7 @@ const (
 )
 
 func main() {
-	debug.SetGCPercent(400)         // little is live and a page is garbage at once: collect each 16 MiB, not each 4
-	debug.SetMemoryLimit(256 << 20) // and more often where much is live
+	debug.SetGCPercent(400) // little is live and a page is garbage at once: collect each 16 MiB, not each 4
 	if err := run(context.Background(), os.Getenv, os.Args[1:]...); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

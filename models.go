@@ -180,9 +180,9 @@ type FieldError struct {
 // Problem is an error as RFC 9457 has it, and as every refusal is answered. Its cause is for the log alone.
 type Problem struct {
 	Type   string       `json:"type" required:"true" format:"uri-reference" example:"about:blank"`
-	Title  string       `json:"title" required:"true"`
-	Status int          `json:"status" required:"true" minimum:"400" maximum:"599"`
-	Detail string       `json:"detail" required:"true" description:"What is wrong, and what to do."`
+	Title  string       `json:"title" required:"true" example:"Unprocessable Entity"`
+	Status int          `json:"status" required:"true" minimum:"400" maximum:"599" example:"422"`
+	Detail string       `json:"detail" required:"true" description:"What is wrong, and what to do." example:"The request has faults: mend what errors names."`
 	Errors []FieldError `json:"errors,omitempty" description:"What is wrong with each field of a rejected input."`
 	cause  error
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/swaggest/swgui/v5emb"
 )
 
-const intro = `A doctor documents interactions with patients and each one's outcome, sees a patient's whole history, and finds any patient with the present state.
+const intro = `A doctor documents interactions with patients and each one's outcome, sees a patient's whole history, and finds any patient by the present state.
 
-Click first: **Find patients**, then **Read a patient's history**, then **Document an interaction**, each with *Execute*, and look at the history again.
+Open each of these and press *Execute*; nothing needs editing (patient 1 is Clara Wendelhorst): **Find patients**, **Read a patient's history**, **Document an interaction**, then **See a patient's present state**: it has changed.
 
 Nothing is ever changed or deleted: an amendment replaces an entry, which stays readable. Every answer carries an ` + "`X-Request-Id`" + `, which the service's log names too.`
 
@@ -35,7 +35,7 @@ var headers = map[string]map[string]openapi31.HeaderOrReference{
 }
 
 // example is the body that Swagger UI sends if nothing is edited.
-var example any = map[string]any{"doctor_id": 1, "outcome": "unhealthy", "notes": "Sore throat for two days, no fever. Tonsils red, no pus. Rest and fluids."}
+var example any = map[string]any{"doctor_id": 2, "outcome": "healthy", "notes": "No palpitations since the last visit. ECG: sinus rhythm, 68/min. Bisoprolol continued."}
 
 // newDocument describes the operations in OpenAPI 3.1. It panics where the table contradicts itself, which the first start
 // shows.

@@ -44,8 +44,9 @@ CREATE TABLE interactions (
 CREATE UNIQUE INDEX interactions_amended_once    ON interactions (patient_id, amends) WHERE amends IS NOT NULL;
 CREATE UNIQUE INDEX interactions_idempotency_key ON interactions (patient_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
--- The history of a patient, newest first; the patients of a doctor; patients and doctors by name.
-CREATE INDEX interactions_history      ON interactions (patient_id, occurred_at DESC, id DESC);
+-- The history of a patient, newest first, with all that a timeline needs; the patients of a doctor; patients and doctors
+-- by name.
+CREATE INDEX interactions_history      ON interactions (patient_id, occurred_at DESC, id DESC) INCLUDE (outcome);
 CREATE INDEX interactions_by_doctor    ON interactions (doctor_id, patient_id);
 CREATE INDEX doctors_by_name           ON doctors (name, id);
 CREATE INDEX patients_by_name          ON patients (name, id);

@@ -96,7 +96,9 @@ func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (PageOf[Pati
 	f.and(in.DoctorID > 0, `p.id IN (SELECT i.patient_id FROM interactions i WHERE i.doctor_id = $%d AND i.outcome <> 'entered_in_error'
 		AND NOT EXISTS (SELECT 1 FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id))`, in.DoctorID)
 	f.and(in.after() > 0, "(p.name, p.id) > (SELECT c.name, c.id FROM patients c WHERE c.id = $%d)", in.after())
-	patients, err := collect(ctx, s, s.reads, pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, f.where), f.args...)
+	// A search is planned for its text: the plan for any text, once kept, reads all names.
+	mode := map[bool]any{false: pgx.QueryExecModeCacheStatement, true: pgx.QueryExecModeCacheDescribe}[in.Search != ""]
+	patients, err := collect(ctx, s, s.reads, pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, f.where), append([]any{mode}, f.args...)...)
 	return page(patients, in.Limit, func(p Patient) int64 { return p.ID }), err
 }
 
