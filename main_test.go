@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 )
@@ -955,6 +956,47 @@ func TestUnreachableDatabaseIsAnsweredInTimeWhileTheProcessIsAlive(t *testing.T)
 		all.Wait()
 		require.Less(t, time.Since(start), 6*time.Second)
 	}
+}
+
+// held writes nothing while its gate is locked.
+type held struct {
+	io.Writer
+	gate *sync.RWMutex
+}
+
+func (h held) Write(p []byte) (int, error) {
+	h.gate.RLock()
+	defer h.gate.RUnlock()
+	return h.Writer.Write(p)
+}
+
+func TestWhereOneHostHangsTheNextIsAskedSoon(t *testing.T) {
+	patient, c, folder, gate := alone(t), must(pgx.ParseConfig(served)), must(os.MkdirTemp("", "")), &sync.RWMutex{}
+	defer os.RemoveAll(folder)
+	relay := must(net.Listen("unix", folder+"/.s.PGSQL.5432"))
+	defer relay.Close()
+	go func() {
+		for client, err := relay.Accept(); err == nil; client, err = relay.Accept() {
+			network, address := pgconn.NetworkAddress(c.Host, c.Port)
+			server := must(net.Dial(network, address))
+			go io.Copy(held{server, gate}, client)
+			go io.Copy(held{client, gate}, server)
+		}
+	}()
+	s := serveOn(fmt.Sprintf("host=%s,%s port=5432,%d user=%s password='%s' dbname=%s sslmode=disable role=patient_interactions", folder, c.Host, c.Port, c.User, c.Password, c.Database))
+	document := func() int { return send(t, "POST", s.url+of(patient), entry()).StatusCode }
+	unlock := lock(patient)
+	atOnce(2*maxConns, document) // each connection of the pool is made, and waits
+	unlock()
+	gate.Lock()
+	require.NotContains(t, atOnce(2*maxConns, document), 201)
+	start := time.Now()
+	for document() != 201 {
+		require.Less(t, time.Since(start), 5*time.Second)
+	}
+	start = time.Now()
+	s.stop()
+	require.Less(t, time.Since(start), 5*time.Second)
 }
 
 func TestDatabaseWithoutTablesOrRoleSaysWhatToLoad(t *testing.T) {

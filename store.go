@@ -42,6 +42,15 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 	config.ConnConfig.RuntimeParams["timezone"] = "UTC" // for times inside of JSON
 	config.ConnConfig.RuntimeParams["statement_timeout"] = fmt.Sprint(statementTimeout.Milliseconds())
 	config.ConnConfig.RuntimeParams["lock_timeout"] = fmt.Sprint(lockTimeout.Milliseconds())
+	// A host that hangs costs a request its time limit, and no more: pgx would ask it to cancel the statement, which has a time
+	// limit of its own, and wait for its good-bye, 15 seconds that keep the place in the pool from the host in its stead.
+	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if until, _ := ctx.Deadline(); time.Until(until) > connectTimeout {
+			return nil, errors.New("only to cancel a statement")
+		}
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	config.BeforeClose = func(c *pgx.Conn) { c.PgConn().Conn().Close() }
 	config.AfterConnect = func(_ context.Context, c *pgx.Conn) error {
 		c.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
 		return nil
@@ -341,7 +350,7 @@ func (s *Store) explain(err error) error {
 	case code == "25006": // all connections stay with the old primary
 		s.reads.Reset()
 		s.writes.Reset()
-	case passing.MatchString(code), connect, network, errors.Is(err, pgconn.ErrConnClosed), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case passing.MatchString(code), connect, network, errors.Is(err, pgconn.ErrConnClosed), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.DeadlineExceeded):
 	default:
 		return fmt.Errorf("query the database: %w", err)
 	}
