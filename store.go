@@ -164,19 +164,18 @@ func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interac
 	return i, err
 }
 
-// A period begins where the outcome is not that of the entry before; how many entries it holds, the numbers of its first
-// and the next one's tell.
+// A period begins where the outcome is not that of the entry before. Entries are numbered from the newest back, so that the
+// numbers of its first and the next one's tell how many a period holds.
 const timelineQuery = `
 SELECT    p.health_status, coalesce(t.periods, '[]')
 FROM      patients p
 LEFT JOIN (
-    SELECT   patient_id, jsonb_agg(jsonb_build_object('outcome', outcome, 'from', starts, 'to', ends, 'interactions', interactions) ORDER BY n) AS periods
-    FROM     (SELECT patient_id, outcome, n, occurred_at AS starts, lead(occurred_at) OVER w AS ends, lead(n, 1, total + 1) OVER w - n AS interactions
-              FROM   (SELECT i.patient_id, i.outcome, i.occurred_at, row_number() OVER w AS n, count(*) OVER () AS total,
-                             lag(i.outcome) OVER w IS DISTINCT FROM i.outcome AS begins
+    SELECT   patient_id, json_agg(json_build_object('outcome', outcome, 'from', starts, 'to', ends, 'interactions', interactions) ORDER BY n DESC) AS periods
+    FROM     (SELECT patient_id, outcome, n, occurred_at AS starts, lag(occurred_at) OVER w AS ends, n - lag(n, 1, 0::bigint) OVER w AS interactions
+              FROM   (SELECT i.patient_id, i.outcome, i.occurred_at, row_number() OVER w AS n, lead(i.outcome) OVER w IS DISTINCT FROM i.outcome AS begins
                       FROM   interactions i
                       WHERE  i.patient_id = $1 AND ` + isCurrent + `
-                      WINDOW w AS (ORDER BY i.occurred_at, i.id)) numbered
+                      WINDOW w AS (ORDER BY i.occurred_at DESC, i.id DESC)) numbered
               WHERE  begins
               WINDOW w AS (ORDER BY n)) period
     GROUP BY patient_id
