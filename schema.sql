@@ -8,9 +8,10 @@ CREATE TYPE health_status AS ENUM ('healthy', 'unhealthy', 'unknown');
 
 -- Names sort and fold their case by Unicode's root collation, whatever the locale of the database.
 CREATE TABLE doctors (
-    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id        bigint GENERATED ALWAYS AS IDENTITY,
     name      text COLLATE "und-x-icu" NOT NULL CONSTRAINT doctor_name_not_blank CHECK (name ~ '\S'),
-    specialty text NOT NULL CONSTRAINT doctor_specialty_not_blank CHECK (specialty ~ '\S')
+    specialty text NOT NULL CONSTRAINT doctor_specialty_not_blank CHECK (specialty ~ '\S'),
+    PRIMARY KEY (id) INCLUDE (name) -- a page of interactions reads the names from it alone
 );
 
 -- health_status and last_interaction_at are derived from interactions by a trigger, below; nothing else should set them.
