@@ -909,6 +909,18 @@ func TestLogHasOneLineARequestAndNoWordOfARecord(t *testing.T) {
 	}
 }
 
+func TestDefectCostsOneRequestAndTellsTheLogAlone(t *testing.T) {
+	t.Parallel()
+	mux, log := http.NewServeMux(), bytes.Buffer{}
+	mux.HandleFunc("GET /", func(http.ResponseWriter, *http.Request) { panic("out of order") })
+	web := httptest.NewServer(around(mux, slog.New(slog.NewTextHandler(&log, nil))))
+	for range 2 {
+		require.NotContains(t, refused(t, 500, "GET", web.URL, "").Detail, "out of order")
+	}
+	web.Close()
+	require.Equal(t, 2, strings.Count(log.String(), "panic: out of order"))
+}
+
 // lock holds a patient's row, as a stuck program would.
 func lock(patient int64) (unlock func()) {
 	tx := must(owner.Begin(always))
@@ -1254,14 +1266,14 @@ func (m *model) timeline(p Patient) Timeline {
 	out := Timeline{m.present(p).HealthStatus, []Period{}}
 	for _, i := range slices.Backward(m.history(p.ID, current)) {
 		last := len(out.Items) - 1
-		if last >= 0 && out.Items[last].Outcome == i.Outcome {
+		if last >= 0 && out.Items[last].Outcome == string(i.Outcome) {
 			out.Items[last].Interactions++
 			continue
 		}
 		if last >= 0 {
 			out.Items[last].To = &i.OccurredAt
 		}
-		out.Items = append(out.Items, Period{i.Outcome, i.OccurredAt, nil, 1})
+		out.Items = append(out.Items, Period{string(i.Outcome), i.OccurredAt, nil, 1})
 	}
 	return out
 }

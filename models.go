@@ -58,7 +58,7 @@ type Interaction struct {
 
 // Period is a time in which consecutive current interactions had one outcome.
 type Period struct {
-	Outcome      Outcome    `json:"outcome" required:"true"`
+	Outcome      string     `json:"outcome" required:"true" enum:"healthy,unhealthy"`
 	From         time.Time  `json:"from" required:"true" example:"2019-01-15T09:10:00Z"`
 	To           *time.Time `json:"to" required:"true" description:"Where the next period begins; null while this one lasts." example:"2019-11-19T08:25:00Z"`
 	Interactions int64      `json:"interactions" required:"true" minimum:"1" description:"How many current interactions the period holds." example:"1"`
