@@ -199,8 +199,7 @@ func (p *Problem) add(status int, field string, fault error) *Problem {
 }
 
 func refuse(status int, detail string) *Problem { return &Problem{Status: status, Detail: detail} }
-func notFound(detail string) *Problem           { return refuse(404, detail) }
-func conflict(detail string) *Problem           { return refuse(409, detail) }
+
 func unavailable(detail string, cause error) *Problem {
 	return &Problem{Status: 503, Detail: detail, cause: cause}
 }

@@ -26,8 +26,8 @@ const (
 	lockTimeout      = 500 * time.Millisecond  // for a patient's row; a write takes milliseconds, so longer means stuck
 )
 
-// Store is PostgreSQL as the service uses it. Its methods are safe for concurrent use, answer a missing patient or
-// interaction with notFound, and a database that cannot answer now with unavailable.
+// Store is PostgreSQL as the service uses it. Its methods are safe for concurrent use. Their errors are Problems, of status
+// 404 where the patient or interaction is missing and 503 where the database cannot answer now, or defects of ours.
 // Writes have a pool of their own, so that those that wait for a locked patient starve no reader.
 type Store struct{ reads, writes *pgxpool.Pool }
 
@@ -259,7 +259,7 @@ func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outc
 	case amends != nil && !o.AmendedExists:
 		return none, noInteraction(patientID, *amends)
 	case o.AmendedBy != nil:
-		return none, conflict(fmt.Sprintf("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy))
+		return none, refuse(409, fmt.Sprintf("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy))
 	case o.DoctorExists && o.Born:
 		return none, unavailable("The record changed meanwhile: repeat the request.", nil)
 	}
@@ -273,10 +273,9 @@ func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outc
 	return none, faults
 }
 
-func noPatient(id int64) *Problem { return notFound(fmt.Sprintf("There is no patient %d.", id)) }
-
+func noPatient(id int64) *Problem { return refuse(404, fmt.Sprintf("There is no patient %d.", id)) }
 func noInteraction(patientID, id int64) *Problem {
-	return notFound(fmt.Sprintf("Patient %d has no interaction %d.", patientID, id))
+	return refuse(404, fmt.Sprintf("Patient %d has no interaction %d.", patientID, id))
 }
 
 // filter collects the conditions of a WHERE clause with their parameters, after those that the statement has anyway.
@@ -316,10 +315,9 @@ func one[T any](ctx context.Context, s *Store, pool *pgxpool.Pool, missing error
 
 // scanInteraction leaves the interaction zero where the row is a patient without one.
 func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
-	if row.RawValues()[0] == nil {
-		return i, nil
+	if row.RawValues()[0] != nil {
+		err = row.Scan(&i.ID, &i.PatientID, &i.Doctor.ID, &i.Doctor.Name, &i.OccurredAt, &i.RecordedAt, &i.Outcome, &i.Notes, &i.Amends, &i.AmendedBy)
 	}
-	err = row.Scan(&i.ID, &i.PatientID, &i.Doctor.ID, &i.Doctor.Name, &i.OccurredAt, &i.RecordedAt, &i.Outcome, &i.Notes, &i.Amends, &i.AmendedBy)
 	return i, err
 }
 
@@ -337,19 +335,17 @@ var passing = regexp.MustCompile(`^(08|53|57|25006|55P03|40001|40P01)`)
 func (s *Store) explain(err error) error {
 	_, connect := errors.AsType[*pgconn.ConnectError](err)
 	_, network := errors.AsType[*net.OpError](err)
-	code := ""
-	if reported, ok := errors.AsType[*pgconn.PgError](err); ok {
-		code = reported.Code
-	}
+	reported := new(pgconn.PgError) // without a code where the server reports nothing
+	errors.As(err, &reported)
 	switch {
 	case err == nil:
 		return nil
-	case code == "42P01", code == "22023": // no table, no role
+	case reported.Code == "42P01", reported.Code == "22023": // no table, no role
 		return unavailable("The database holds no tables: load schema.sql with psql.", err)
-	case code == "25006": // all connections stay with the old primary
+	case reported.Code == "25006": // all connections stay with the old primary
 		s.reads.Reset()
 		s.writes.Reset()
-	case passing.MatchString(code), connect, network, errors.Is(err, pgconn.ErrConnClosed), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.DeadlineExceeded):
+	case passing.MatchString(reported.Code), connect, network, errors.Is(err, pgconn.ErrConnClosed), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.DeadlineExceeded):
 	default:
 		return fmt.Errorf("query the database: %w", err)
 	}
