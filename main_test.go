@@ -488,7 +488,7 @@ func TestHistoryIsFilteredByOutcomeDoctorAndTime(t *testing.T) {
 		"": ids(c, f, a), "outcome=&doctor_id=&from=&to=&include_amended=&cursor=&limit=": ids(c, f, a), "include_amended=false": ids(c, f, a), "include_amended=true": ids(e, d, c, f, b, a),
 		"outcome=healthy": ids(c, f, a), "outcome=unhealthy": ids(), "outcome=unhealthy&include_amended=true": ids(d, b),
 		"outcome=entered_in_error": ids(), "outcome=entered_in_error&include_amended=true": ids(e),
-		"doctor_id=2": ids(c), "doctor_id=2&include_amended=true": ids(c, b), "doctor_id=99": ids(),
+		"doctor_id=2": ids(c), "doctor_id=2&include_amended=true": ids(c, b), "doctor_id=999999": ids(),
 		"from=2024-01-02T09:00:00Z": ids(c, f), "from=2024-01-02T10:00:00.000001%2B01:00": ids(c), "to=2024-01-03T09:00:00Z": ids(f, a),
 		"from=2024-01-02T09:00:00Z&to=2024-01-03T09:00:00Z": ids(f), "from=2024-01-03T09:00:00Z&to=2024-01-03T09:00:00Z": ids(), "from=2024-01-04T09:00:00Z&to=2024-01-01T09:00:00Z": ids(),
 		"outcome=healthy&doctor_id=1&to=2024-01-02T09:00:00Z": ids(a),
@@ -650,7 +650,7 @@ func TestRefusedRequestDoesNotUseItsKeyUp(t *testing.T) {
 	patient := alone(t)
 	first := documents(t, patient, "healthy", 1)
 	second := amends(t, first, "healthy")
-	refused(t, 422, "POST", of(patient), entry("doctor_id", 99), "Idempotency-Key", "k")
+	refused(t, 422, "POST", of(patient), entry("doctor_id", 999999), "Idempotency-Key", "k")
 	refused(t, 422, "POST", of(patient), entry("notes", ""), "Idempotency-Key", "k")
 	refused(t, 404, "POST", entryAt(patient, 1)+"/amendments", entry(), "Idempotency-Key", "k")
 	refused(t, 409, "POST", amending(first), entry(), "Idempotency-Key", "k")
@@ -753,8 +753,8 @@ func TestBodyThatCannotBeReadOrMayNotBeIsRefused(t *testing.T) {
 		{"faults everywhere", 422, "doctor_id notes outcome occurred_at", []string{`{"doctor_id": -1, "outcome": "ill", "notes": "\u3000", "occurred_at": "2999-01-01T00:00:00Z"}`}},
 		{"notes that say nothing", 422, "notes", []string{entry("notes", ""), entry("notes", " \n\u2003"), entry("notes", "a\x00b")}},
 		{"an outcome that is none", 422, "outcome", []string{entry("outcome", "Healthy"), entry("outcome", ""), entry("outcome", "unknown"), entry("outcome", "entered_in_error")}},
-		{"a doctor who does not exist", 422, "doctor_id", []string{entry("doctor_id", 99), entry("doctor_id", int64(math.MaxInt64))}},
-		{"such a doctor before birth", 422, "doctor_id occurred_at", []string{entry("doctor_id", 99, "occurred_at", on(-99999))}},
+		{"a doctor who does not exist", 422, "doctor_id", []string{entry("doctor_id", 999999), entry("doctor_id", int64(math.MaxInt64))}},
+		{"such a doctor before birth", 422, "doctor_id occurred_at", []string{entry("doctor_id", 999999, "occurred_at", on(-99999))}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for _, body := range c.bodies {
@@ -810,7 +810,7 @@ func TestWhatDoesNotExistIsNotFound(t *testing.T) {
 			refused(t, 404, "GET", nobody+path, "")
 		}
 		refused(t, 404, "POST", nobody+"/interactions", entry())
-		refused(t, 404, "POST", nobody+"/interactions", entry("doctor_id", 99))
+		refused(t, 404, "POST", nobody+"/interactions", entry("doctor_id", 999999))
 		refused(t, 404, "POST", nobody+"/interactions/1/amendments", entry())
 	}
 	elsewhere := documents(t, newPatient(t, "Elsewhere"), "healthy", 1)
@@ -985,12 +985,13 @@ func TestWhereOneHostHangsTheNextIsAskedSoon(t *testing.T) {
 	defer os.RemoveAll(folder)
 	relay := must(net.Listen("unix", folder+"/.s.PGSQL.5432"))
 	defer relay.Close()
+	pass := func(to, from net.Conn) { io.Copy(held{to, gate}, from); to.Close() }
 	go func() {
 		for client, err := relay.Accept(); err == nil; client, err = relay.Accept() {
 			network, address := pgconn.NetworkAddress(c.Host, c.Port)
 			server := must(net.Dial(network, address))
-			go io.Copy(held{server, gate}, client)
-			go io.Copy(held{client, gate}, server)
+			go pass(server, client)
+			go pass(client, server)
 		}
 	}()
 	s := serveOn(fmt.Sprintf("host=%s,%s port=5432,%d user=%s password='%s' dbname=%s sslmode=disable role=patient_interactions", folder, c.Host, c.Port, c.User, c.Password, c.Database))
@@ -999,6 +1000,7 @@ func TestWhereOneHostHangsTheNextIsAskedSoon(t *testing.T) {
 	atOnce(2*maxConns, document) // each connection of the pool is made, and waits
 	unlock()
 	gate.Lock()
+	defer gate.Unlock()
 	require.NotContains(t, atOnce(2*maxConns, document), 201)
 	start := time.Now()
 	for document() != 201 {
