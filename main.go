@@ -75,7 +75,7 @@ func run(ctx context.Context, getenv func(string) string, args ...string) error 
 		return err
 	}
 	defer store.Close()
-	log.Info("serving", "url", "http://"+strings.Replace(listener.Addr().String(), "[::]", "localhost", 1)+"/docs/")
+	log.Info("serving", "url", "http://"+strings.Replace(listener.Addr().String(), "[::]", "127.0.0.1", 1)+"/docs/")
 	return serve(ctx, listener, newHandler(store, log))
 }
 

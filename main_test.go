@@ -1055,6 +1055,11 @@ func TestEveryOperationIsDescribedAndAnswersItsOwnExamples(t *testing.T) {
 			}
 			require.Len(t, dig(operation, "tags"), 1, name)
 			answers[name] = strings.Join(keys(dig(operation, "responses")), " ")
+			for _, status := range keys(dig(operation, "responses")) {
+				if example := dig(operation, "responses", status, "content", "application/problem+json", "example"); example != nil {
+					require.Equal(t, status, fmt.Sprint(dig(example, "status")), name)
+				}
+			}
 			parameters, _ := dig(operation, "parameters").([]any)
 			for _, p := range parameters {
 				parameter, value := dig(p, "name").(string), cmp.Or(dig(p, "example"), dig(p, "schema", "default"))

@@ -33,8 +33,8 @@ type Patient struct {
 	ID                int64        `json:"id" required:"true" example:"1"`
 	Name              string       `json:"name" required:"true" example:"Clara Wendelhorst"`
 	BirthDate         string       `json:"birth_date" required:"true" format:"date" example:"1958-03-14"`
-	HealthStatus      HealthStatus `json:"health_status" required:"true"`
-	LastInteractionAt *time.Time   `json:"last_interaction_at" required:"true" description:"When the interaction that gives the health status occurred; null while it is unknown." example:"2019-01-15T09:10:00Z"`
+	HealthStatus      HealthStatus `json:"health_status" required:"true" example:"unhealthy"`
+	LastInteractionAt *time.Time   `json:"last_interaction_at" required:"true" description:"When the interaction that gives the health status occurred; null while it is unknown." example:"2026-09-22T13:10:00Z"`
 }
 
 // DoctorReference names the doctor of an interaction.
@@ -150,10 +150,10 @@ type InteractionFilter struct {
 
 // Entry is what a doctor sends to document, be it an interaction or an amendment.
 type Entry struct {
-	IdempotencyKey string   `header:"Idempotency-Key" json:"-" minLength:"1" maxLength:"255" pattern:"^[!-~]*$" description:"A key of your choice, in visible ASCII characters. Repeating a request with its key writes nothing and answers with the entry first made; an occurred_at left out counts as the same."`
+	IdempotencyKey string   `header:"Idempotency-Key" json:"-" minLength:"1" maxLength:"255" pattern:"^[!-~]*$" description:"A key of your choice, in visible ASCII characters. Repeating a request with its key writes nothing and answers 201 with the entry first made; an occurred_at left out counts as the same."`
 	DoctorID       int64    `json:"doctor_id" required:"true" minimum:"1" description:"The doctor who documents."`
 	Notes          Notes    `json:"notes" required:"true" minLength:"1" maxLength:"10000" description:"What was said, found and agreed. White space around is trimmed."`
-	OccurredAt     *Instant `json:"occurred_at,omitempty" format:"date-time" nullable:"false" maxAhead:"5m" description:"When it happened: at most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
+	OccurredAt     *Instant `json:"occurred_at,omitempty" format:"date-time" nullable:"false" maxAhead:"5m" description:"When it happened; left out, that is now, or for an amendment the instant of the amended entry. At most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
 	_              struct{} `additionalProperties:"false"`
 }
 
@@ -173,16 +173,16 @@ type NewAmendment struct {
 
 // FieldError says what is wrong with one field of a request.
 type FieldError struct {
-	Field  string `json:"field" required:"true" example:"notes"`
-	Detail string `json:"detail" required:"true" example:"must not be empty"`
+	Field  string `json:"field" required:"true" example:"limit"`
+	Detail string `json:"detail" required:"true" example:"must be an integer from 1 to 1000"`
 }
 
 // Problem is an error as RFC 9457 has it, and as every refusal is answered. Its cause is for the log alone.
 type Problem struct {
 	Type   string       `json:"type" required:"true" format:"uri-reference" example:"about:blank"`
-	Title  string       `json:"title" required:"true" example:"Unprocessable Entity"`
-	Status int          `json:"status" required:"true" minimum:"400" maximum:"599" example:"422"`
-	Detail string       `json:"detail" required:"true" description:"What is wrong, and what to do." example:"The request has faults: mend what errors names."`
+	Title  string       `json:"title" required:"true" example:"Bad Request"`
+	Status int          `json:"status" required:"true" minimum:"400" maximum:"599" example:"400"`
+	Detail string       `json:"detail" required:"true" description:"What is wrong, and what to do." example:"The request has faults: mend each that errors names."`
 	Errors []FieldError `json:"errors,omitempty" description:"What is wrong with each field of a rejected input."`
 	cause  error
 }
@@ -200,9 +200,5 @@ func (p *Problem) add(status int, field string, fault error) *Problem {
 
 func refuse(status int, detail string) *Problem { return &Problem{Status: status, Detail: detail} }
 
-func unavailable(detail string, cause error) *Problem {
-	return &Problem{Status: 503, Detail: detail, cause: cause}
-}
-
 // invalid awaits the faults that make it a problem.
-func invalid() *Problem { return refuse(422, "The request has faults: mend what errors names.") }
+func invalid() *Problem { return refuse(422, "The request has faults: mend each that errors names.") }

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/swaggest/openapi-go"
@@ -15,15 +16,15 @@ import (
 
 const intro = `A doctor documents interactions with patients and each one's outcome, sees a patient's whole history, and finds any patient by the present state.
 
-Open each of these and press *Execute*; nothing needs editing (patient 1 is Clara Wendelhorst): **Find patients**, **Read a patient's history**, **Document an interaction**, then **See a patient's present state**: it has changed.
+Open each of these and press *Execute*; nothing needs editing (patient 1 is Clara Wendelhorst): **See a patient's present state**: unhealthy. **Document an interaction**, then the first once more: healthy. **Read a patient's history** shows why.
 
 Nothing is ever changed or deleted: an amendment replaces an entry, which stays readable. Every answer carries an ` + "`X-Request-Id`" + `, which the service's log names too.`
 
 // problems says what each refusal means. Every operation may answer with one of the last, 4XX.
 var problems = map[int]string{
 	404: "There is no such patient or interaction.",
-	409: "The entry is amended already; the detail names by which.",
-	422: "What reads well but may not be: errors names every fault.",
+	409: "The interaction is already amended by another, which the detail names: amend that one instead.",
+	422: "The body can be read but not accepted: errors names every fault of it.",
 	503: "The database cannot be reached, the patient's record stays locked, or the time limit of 4 seconds ran out. Repeat the request, with the same Idempotency-Key if it writes.",
 	4:   "What cannot be read (400), a write from another web page (403), an unknown path (404), a method that the path does not take (405), a body too large (413) or not application/json (415).",
 }
@@ -34,8 +35,11 @@ var headers = map[string]map[string]openapi31.HeaderOrReference{
 	"503": {"Retry-After": {Header: &openapi31.Header{Description: new("Seconds to wait."), Schema: map[string]any{"type": "integer"}}}},
 }
 
-// example is the body that Swagger UI sends if nothing is edited.
-var example any = map[string]any{"doctor_id": 2, "outcome": "healthy", "notes": "No palpitations since the last visit. ECG: sinus rhythm, 68/min. Bisoprolol continued."}
+// examples are the bodies that Swagger UI sends if nothing is edited.
+var examples = map[string]any{
+	"documentInteraction": map[string]any{"doctor_id": 2, "outcome": "healthy", "notes": "No palpitations since the last visit. ECG: sinus rhythm, 68/min. Bisoprolol continued."},
+	"amendInteraction":    map[string]any{"doctor_id": 1, "outcome": "healthy", "notes": "New patient, registration check-up. No complaints. BP 138/82 mmHg, not 128/82 as first written."},
+}
 
 // newDocument describes the operations in OpenAPI 3.1. It panics where the table contradicts itself, which the first start
 // shows.
@@ -53,22 +57,22 @@ func newDocument(all []operation) json.RawMessage {
 	//lint:ignore SA1019 its successor would need a fifth dependency
 	r.InterceptDefName(func(_ reflect.Type, name string) string { return packages.Replace(name) })
 	for _, op := range all {
-		if err := describe(r, op); err != nil {
-			panic(op.id + ": " + err.Error())
-		}
+		describe(r, op)
 	}
 	document, err := r.Spec.MarshalJSON()
-	if err != nil {
-		panic(err)
-	}
+	check(err)
 	return document
 }
 
-func describe(r *openapi31.Reflector, op operation) error {
-	oc, err := r.NewOperationContext(op.method, op.path)
+func check(err error) {
 	if err != nil {
-		return err
+		panic(err)
 	}
+}
+
+func describe(r *openapi31.Reflector, op operation) {
+	oc, err := r.NewOperationContext(op.method, op.path)
+	check(err)
 	o := oc.(openapi31.OperationExposer).Operation().WithID(op.id).WithTags(op.tag).WithSummary(op.summary).WithDescription(op.description)
 	oc.AddReqStructure(op.endpoint.in)
 	oc.AddRespStructure(op.endpoint.out, openapi.WithHTTPStatus(op.answers[0]))
@@ -77,9 +81,7 @@ func describe(r *openapi31.Reflector, op operation) error {
 			c.HTTPStatus, c.ContentType, c.Description = status, "application/problem+json", problems[status]
 		})
 	}
-	if err := r.AddOperation(oc); err != nil {
-		return err
-	}
+	check(r.AddOperation(oc))
 	// What cannot be reflected, where clients and Swagger UI look for it.
 	// By the length of their kind, which is the order path, query, header.
 	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int { return len(a.Parameter.In) - len(b.Parameter.In) })
@@ -90,12 +92,15 @@ func describe(r *openapi31.Reflector, op operation) error {
 	}
 	if o.RequestBody != nil {
 		body := o.RequestBody.RequestBody.WithRequired(true)
-		body.Content["application/json"] = openapi31.MediaType{Schema: body.Content["application/json"].Schema, Example: new(example)}
+		body.Content["application/json"] = openapi31.MediaType{Schema: body.Content["application/json"].Schema, Example: new(examples[op.id])}
 	}
 	for status, answer := range o.Responses.MapOfResponseOrReferenceValues {
 		answer.Response.Headers = headers[status]
+		if code, _ := strconv.Atoi(status); code >= 400 {
+			content := answer.Response.Content["application/problem+json"]
+			answer.Response.Content["application/problem+json"] = *content.WithExample(Problem{Type: "about:blank", Title: http.StatusText(code), Status: code, Detail: problems[code], Errors: map[int][]FieldError{422: {{"notes", "must not be empty"}}}[code]})
+		}
 	}
-	return nil
 }
 
 // pagePolicy lets the page of Swagger UI load what this service serves, and run the two scripts and two styles inside of

@@ -261,7 +261,7 @@ func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outc
 	case o.AmendedBy != nil:
 		return none, refuse(409, fmt.Sprintf("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy))
 	case o.DoctorExists && o.Born:
-		return none, unavailable("The record changed meanwhile: repeat the request.", nil)
+		return none, refuse(503, "The record changed meanwhile: repeat the request.")
 	}
 	faults := invalid()
 	if !o.DoctorExists {
@@ -341,7 +341,7 @@ func (s *Store) explain(err error) error {
 	case err == nil:
 		return nil
 	case reported.Code == "42P01", reported.Code == "22023": // no table, no role
-		return unavailable("The database holds no tables: load schema.sql with psql.", err)
+		return &Problem{Status: 503, Detail: "The database holds no tables: load schema.sql with psql.", cause: err}
 	case reported.Code == "25006": // all connections stay with the old primary
 		s.reads.Reset()
 		s.writes.Reset()
@@ -349,5 +349,5 @@ func (s *Store) explain(err error) error {
 	default:
 		return fmt.Errorf("query the database: %w", err)
 	}
-	return unavailable("The database cannot answer right now: repeat the request in a moment.", err)
+	return &Problem{Status: 503, Detail: "The database cannot answer right now: repeat the request in a moment.", cause: err}
 }
