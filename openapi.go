@@ -16,7 +16,7 @@ import (
 
 const intro = `A doctor documents interactions with patients and each one's outcome, sees a patient's whole history, and finds any patient by the present state.
 
-Open each of these and press *Execute*; nothing needs editing (patient 1 is Clara Wendelhorst): **See a patient's present state**: unhealthy. **Document an interaction**, then the first once more: healthy. **Read a patient's history** shows why.
+Open these operations and press *Execute*; nothing needs editing. **See a patient's present state** tells that patient 1, Clara Wendelhorst, is unhealthy. **Document an interaction** finds her healthy. The first, executed again, agrees, and **Read a patient's history** shows why.
 
 Nothing is ever changed or deleted: an amendment replaces an entry, which stays readable. Every answer carries an ` + "`X-Request-Id`" + `, which the service's log names too.`
 
