@@ -36,8 +36,7 @@ type operation struct {
 
 func operations(s *Store, document *json.RawMessage) []operation {
 	return []operation{
-		{"GET", "/patients", "patients", "listPatients", []int{200, 503}, handle(s.ListPatients), "Find patients",
-			"By name, filtered by any part of the name, the present state and a doctor. All filters have to hold."},
+		{"GET", "/patients", "patients", "listPatients", []int{200, 503}, handle(s.ListPatients), "Find patients", "By name, filtered by any part of the name, the present state and a doctor. All filters have to hold."},
 		{"GET", "/patients/{patient_id}", "patients", "getPatient", []int{200, 404, 503}, handle(s.GetPatient), "See a patient's present state",
 			"The health status is the outcome of the current interaction that occurred last, or `unknown` where there is none."},
 		{"GET", "/patients/{patient_id}/timeline", "patients", "getTimeline", []int{200, 404, 503}, handle(s.GetTimeline), "See a patient's health over time",

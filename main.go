@@ -40,7 +40,8 @@ const (
 )
 
 func main() {
-	debug.SetGCPercent(400) // little is live and a page is garbage at once: collect each 16 MiB, not each 4
+	debug.SetGCPercent(400)       // little is live and a page is garbage at once: collect each 16 MiB, not each 4
+	debug.SetMemoryLimit(1 << 29) // large pages for many clients are much garbage: beyond 512 MiB collect as soon as it grows
 	if err := run(context.Background(), os.Getenv, os.Args[1:]...); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -97,8 +97,8 @@ func describe(r *openapi31.Reflector, op operation) {
 	for status, answer := range o.Responses.MapOfResponseOrReferenceValues {
 		answer.Response.Headers = headers[status]
 		if code, _ := strconv.Atoi(status); code >= 400 {
-			content := answer.Response.Content["application/problem+json"]
-			answer.Response.Content["application/problem+json"] = *content.WithExample(Problem{Type: "about:blank", Title: http.StatusText(code), Status: code, Detail: problems[code], Errors: map[int][]FieldError{422: {{"notes", "must not be empty"}}}[code]})
+			answer.Response.Content["application/problem+json"] = openapi31.MediaType{Schema: answer.Response.Content["application/problem+json"].Schema,
+				Example: new(any(Problem{Type: "about:blank", Title: http.StatusText(code), Status: code, Detail: problems[code], Errors: map[int][]FieldError{422: {{"notes", "must not be empty"}}}[code]}))}
 		}
 	}
 }
