@@ -80,6 +80,7 @@ func testAll(m *testing.M) (code int) {
 	admin = must(pgxpool.New(always, server))
 	must(0, load(always, newDatabase("template1", "seeded")))
 	records = newDatabase(prefix+"seeded", "product")
+	must(admin.Exec(always, "ALTER DATABASE "+prefix+"product SET timezone = 'Pacific/Auckland'")) // which no answer may show
 	owner = must(pgxpool.New(always, records+"&pool_max_conns=20"))
 	served = as("patient_interactions", records)
 	product = serveOn(served)
@@ -1013,9 +1014,37 @@ func TestWhereOneHostHangsTheNextIsAskedSoon(t *testing.T) {
 	require.Less(t, time.Since(start), 5*time.Second)
 }
 
+func TestWriteWhoseConnectionIsCutIsAskedToRepeat(t *testing.T) {
+	t.Parallel()
+	database := newDatabase(prefix + "seeded")
+	s, other, answers := serveOn(as("patient_interactions", database)), must(pgx.Connect(always, database)), make(chan answer)
+	defer s.stop()
+	defer other.Close(always)
+	must(other.Exec(always, "BEGIN; SELECT FROM patients WHERE id = 1 FOR UPDATE"))
+	go func() { answers <- send(t, "POST", s.url+of(1), entry()) }()
+	require.Eventually(t, func() bool {
+		var cut int
+		must(0, admin.QueryRow(always, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = $1", other.Config().Database).Scan(&cut))
+		return cut > 0
+	}, 10*time.Second, time.Millisecond)
+	problem(t, 503, <-answers)
+}
+
+func TestPrimaryThatBecameAStandbyIsLeftForTheOneInItsStead(t *testing.T) {
+	t.Parallel()
+	database := newDatabase(prefix + "seeded")
+	name := must(pgx.ParseConfig(database)).Database
+	must(admin.Exec(always, "ALTER DATABASE "+name+" SET default_transaction_read_only = on")) // for connections to come
+	s := serveOn(as("patient_interactions", database))
+	defer s.stop()
+	refused(t, 503, "POST", s.url+of(1), entry())
+	must(admin.Exec(always, "ALTER DATABASE "+name+" RESET default_transaction_read_only"))
+	write(t, s.url+of(1), entry())
+}
+
 func TestDatabaseWithoutTablesOrRoleSaysWhatToLoad(t *testing.T) {
 	t.Parallel()
-	for _, database := range []string{as("patient_interactions", newDatabase("template1")), as("nobody_of_that_name", records)} {
+	for _, database := range []string{as("patient_interactions", newDatabase("template1")), as("nobody_of_that_name", records), as("pg_monitor", records)} {
 		s := serveOn(database)
 		defer s.stop()
 		require.Contains(t, refused(t, 503, "GET", s.url+"/readyz", "").Detail, "load schema.sql")
@@ -1205,6 +1234,7 @@ func TestNobodyChangesWhatWasDocumentedAndTheServiceNothingAtAll(t *testing.T) {
 		"INSERT INTO interactions (recorded_at, patient_id, doctor_id, occurred_at, outcome, notes) VALUES (now(), 1, 1, now(), 'healthy', 'x')",
 		"CREATE TABLE public.x ()", "SET session_replication_role = replica", "SELECT setval('interactions_id_seq', 1)", "SELECT FROM patients FOR UPDATE")
 	refuses("must be owner", service, "DROP TABLE interactions", "ALTER TABLE interactions DISABLE TRIGGER ALL", "DROP TRIGGER interactions_append_only ON interactions", "DROP FUNCTION refuse_change CASCADE")
+	require.Equal(t, `{"search_path=public, pg_temp"}`, queried(t, "SELECT string_agg(proconfig::text, ' ') FROM pg_proc WHERE prosecdef"), "what runs as owner sees only its tables")
 	require.Equal(t, "INSERT interactions.amends, INSERT interactions.doctor_id, INSERT interactions.idempotency_key, INSERT interactions.notes, INSERT interactions.occurred_at, "+
 		"INSERT interactions.outcome, INSERT interactions.patient_id, SELECT doctors, SELECT interactions, SELECT patients", queried(t, `SELECT string_agg(DISTINCT privilege_type || ' ' || table_name ||
 		CASE privilege_type WHEN 'SELECT' THEN '' ELSE '.' || column_name END, ', ') FROM information_schema.column_privileges WHERE grantee IN ('patient_interactions', 'PUBLIC') AND table_schema = 'public'`))
@@ -1448,6 +1478,22 @@ func TestProgramStartsWhileTheDatabaseIsAwayAndTellsWhetherItIsReady(t *testing.
 	fails(t, command(t, ".", "127.0.0.1:0", "postgres://%zz"), "DATABASE_URL")
 }
 
+func TestClientThatIsSlowOrSendsTooLargeAHeaderCostsItselfTheConnection(t *testing.T) {
+	t.Parallel()
+	p := start(t, t.TempDir(), served)
+	for sent, want := range map[string]string{
+		"GET /livez HTTP/1.1\r\nHost: x\r\n": "", // and no more
+		"POST /patients/1/interactions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{": " 400 ",
+		"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 2*maxHeaderBytes) + "\r\n\r\n":                         " 431 ",
+	} {
+		c := must(net.Dial("tcp", p.url[7:]))
+		defer c.Close()
+		must(c.Write([]byte(sent)))
+		must(0, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+		require.Contains(t, string(must(io.ReadAll(c))), want)
+	}
+}
+
 func TestPrivatePostgreSQLKeepsItsDataFromRunToRun(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
@@ -1466,6 +1512,10 @@ func TestPrivatePostgreSQLKeepsItsDataFromRunToRun(t *testing.T) {
 	require.Len(t, read[PageOf[Patient]](t, p.url+"/patients").Items, 12, "the seed")
 	first := write(t, p.url+of(12), entry())
 	fails(t, command(t, folder, "127.0.0.1:0", ""), "another run of this program holds "+private)
+	conn, verbosity := must(pgx.Connect(always, "user=postgres host="+lockFile("5"))), ""
+	must(0, conn.QueryRow(always, "SHOW log_error_verbosity").Scan(&verbosity))
+	must(0, conn.Close(always))
+	require.Equal(t, "terse", verbosity, "a DETAIL would write notes to the log")
 	ends(t, p, os.Interrupt)
 
 	p = start(t, folder, "")

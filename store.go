@@ -340,8 +340,8 @@ func (s *Store) explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case reported.Code == "42P01", reported.Code == "22023": // no table, no role
-		return &Problem{Status: 503, Detail: "The database holds no tables: load schema.sql with psql.", cause: err}
+	case reported.Code == "42P01", reported.Code == "22023", reported.Code == "42501": // no table, no role, no right
+		return &Problem{Status: 503, Detail: "The database has no tables for this role: load schema.sql with psql, and take on the role that it makes.", cause: err}
 	case reported.Code == "25006": // all connections stay with the old primary
 		s.reads.Reset()
 		s.writes.Reset()
