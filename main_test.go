@@ -1085,8 +1085,8 @@ func TestEveryOperationIsDescribedAndAnswersItsOwnExamples(t *testing.T) {
 			require.Len(t, dig(operation, "tags"), 1, name)
 			answers[name] = strings.Join(keys(dig(operation, "responses")), " ")
 			for _, status := range keys(dig(operation, "responses")) {
-				if example := dig(operation, "responses", status, "content", "application/problem+json", "example"); example != nil {
-					require.Equal(t, status, fmt.Sprint(dig(example, "status")), name)
+				if status >= "400" && status != "4XX" {
+					require.Equal(t, status, fmt.Sprint(dig(operation, "responses", status, "content", "application/problem+json", "example", "status")), name)
 				}
 			}
 			parameters, _ := dig(operation, "parameters").([]any)

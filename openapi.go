@@ -60,19 +60,19 @@ func newDocument(all []operation) json.RawMessage {
 		describe(r, op)
 	}
 	document, err := r.Spec.MarshalJSON()
-	check(err)
+	check("document", err)
 	return document
 }
 
-func check(err error) {
+func check(what string, err error) {
 	if err != nil {
-		panic(err)
+		panic(what + ": " + err.Error())
 	}
 }
 
 func describe(r *openapi31.Reflector, op operation) {
 	oc, err := r.NewOperationContext(op.method, op.path)
-	check(err)
+	check(op.id, err)
 	o := oc.(openapi31.OperationExposer).Operation().WithID(op.id).WithTags(op.tag).WithSummary(op.summary).WithDescription(op.description)
 	oc.AddReqStructure(op.endpoint.in)
 	oc.AddRespStructure(op.endpoint.out, openapi.WithHTTPStatus(op.answers[0]))
@@ -81,7 +81,7 @@ func describe(r *openapi31.Reflector, op operation) {
 			c.HTTPStatus, c.ContentType, c.Description = status, "application/problem+json", problems[status]
 		})
 	}
-	check(r.AddOperation(oc))
+	check(op.id, r.AddOperation(oc))
 	// What cannot be reflected, where clients and Swagger UI look for it.
 	// By the length of their kind, which is the order path, query, header.
 	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int { return len(a.Parameter.In) - len(b.Parameter.In) })
