@@ -938,7 +938,7 @@ func TestLockedPatientCostsWritersAMomentAndReadersNothing(t *testing.T) {
 	refused(t, 503, "POST", s.url+of(patient), entry(), "Idempotency-Key", "k")
 	require.Less(t, time.Since(start), 2*time.Second)
 	start = time.Now()
-	atOnce(80, func() any { // more than the service serves within the time limit of a request
+	atOnce(160, func() any { // more than the service serves within the time limit of a request
 		refused(t, 503, "POST", s.url+of(patient), entry())
 		require.Less(t, time.Since(start), 6*time.Second)
 		asked := time.Now()
@@ -1000,11 +1000,11 @@ func TestWhereOneHostHangsTheNextIsAskedSoon(t *testing.T) {
 	s := serveOn(fmt.Sprintf("host=%s,%s port=5432,%d user=%s password='%s' dbname=%s sslmode=disable role=patient_interactions", folder, c.Host, c.Port, c.User, c.Password, c.Database))
 	document := func() int { return send(t, "POST", s.url+of(patient), entry()).StatusCode }
 	unlock := lock(patient)
-	atOnce(2*maxConns, document) // each connection of the pool is made, and waits
+	atOnce(2*maxWrites, document) // each connection of the pool is made, and waits
 	unlock()
 	gate.Lock()
 	defer gate.Unlock()
-	require.NotContains(t, atOnce(2*maxConns, document), 201)
+	require.NotContains(t, atOnce(2*maxWrites, document), 201)
 	start := time.Now()
 	for document() != 201 {
 		require.Less(t, time.Since(start), 5*time.Second)

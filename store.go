@@ -20,7 +20,8 @@ import (
 )
 
 const (
-	maxConns         = 8                       // for reads, and as many for writes; PostgreSQL gains nothing from many more than its cores
+	maxReads         = 4                       // connections; on 2 cores a page cost 4 % less CPU than with 8, and its p99 was a third lower
+	maxWrites        = 16                      // connections; writes wait for the disk, whose flush then serves several: 3 % less CPU than with 8
 	connectTimeout   = 2 * time.Second         // for each host in the URL; one that is silent must leave time for the next
 	statementTimeout = 3500 * time.Millisecond // under requestTimeout, so that PostgreSQL stops first and keeps the connection
 	lockTimeout      = 500 * time.Millisecond  // for a patient's row; a write takes milliseconds, so longer means stuck
@@ -37,7 +38,6 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read DATABASE_URL: %w", err)
 	}
-	config.MaxConns = maxConns
 	config.ConnConfig.ConnectTimeout = connectTimeout
 	config.ConnConfig.RuntimeParams["timezone"] = "UTC" // for times inside of JSON
 	config.ConnConfig.RuntimeParams["statement_timeout"] = fmt.Sprint(statementTimeout.Milliseconds())
@@ -55,8 +55,10 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 		c.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
 		return nil
 	}
+	forWrites := config.Copy()
+	config.MaxConns, forWrites.MaxConns = maxReads, maxWrites
 	reads, err := pgxpool.NewWithConfig(ctx, config)
-	writes, err2 := pgxpool.NewWithConfig(ctx, config.Copy())
+	writes, err2 := pgxpool.NewWithConfig(ctx, forWrites)
 	return &Store{reads, writes}, errors.Join(err, err2)
 }
 
