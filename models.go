@@ -34,7 +34,7 @@ type Patient struct {
 	Name              string       `json:"name" required:"true" example:"Clara Wendelhorst"`
 	BirthDate         string       `json:"birth_date" required:"true" format:"date" example:"1958-03-14"`
 	HealthStatus      HealthStatus `json:"health_status" required:"true" example:"unhealthy"`
-	LastInteractionAt *time.Time   `json:"last_interaction_at" required:"true" description:"When the interaction that gives the health status occurred; null while it is unknown." example:"2026-09-22T13:10:00Z"`
+	LastInteractionAt *Instant     `json:"last_interaction_at" required:"true" description:"When the interaction that gives the health status occurred; null while it is unknown." example:"2026-09-22T13:10:00Z"`
 }
 
 // DoctorReference names the doctor of an interaction.
@@ -48,8 +48,8 @@ type Interaction struct {
 	ID         int64           `json:"id" required:"true" example:"1"`
 	PatientID  int64           `json:"patient_id" required:"true" example:"1"`
 	Doctor     DoctorReference `json:"doctor" required:"true"`
-	OccurredAt time.Time       `json:"occurred_at" required:"true" description:"When the doctor saw the patient." example:"2019-01-15T09:10:00Z"`
-	RecordedAt time.Time       `json:"recorded_at" required:"true" description:"When the entry was written." example:"2019-01-15T09:27:00Z"`
+	OccurredAt Instant         `json:"occurred_at" required:"true" description:"When the doctor saw the patient." example:"2019-01-15T09:10:00Z"`
+	RecordedAt Instant         `json:"recorded_at" required:"true" description:"When the entry was written." example:"2019-01-15T09:27:00Z"`
 	Outcome    Outcome         `json:"outcome" required:"true"`
 	Notes      string          `json:"notes" required:"true" example:"New patient, registration check-up. No complaints."`
 	Amends     *int64          `json:"amends" required:"true" format:"int64" description:"The earlier entry that this one replaces, or null." examples:"[null]"`
@@ -58,10 +58,10 @@ type Interaction struct {
 
 // Period is a time in which consecutive current interactions had one outcome.
 type Period struct {
-	Outcome      string     `json:"outcome" required:"true" enum:"healthy,unhealthy"`
-	From         time.Time  `json:"from" required:"true" example:"2019-01-15T09:10:00Z"`
-	To           *time.Time `json:"to" required:"true" description:"Where the next period begins; null while this one lasts." example:"2019-11-19T08:25:00Z"`
-	Interactions int64      `json:"interactions" required:"true" minimum:"1" description:"How many current interactions the period holds." example:"1"`
+	Outcome      string   `json:"outcome" required:"true" enum:"healthy,unhealthy"`
+	From         Instant  `json:"from" required:"true" example:"2019-01-15T09:10:00Z"`
+	To           *Instant `json:"to" required:"true" description:"Where the next period begins; null while this one lasts." example:"2019-11-19T08:25:00Z"`
+	Interactions int64    `json:"interactions" required:"true" minimum:"1" description:"How many current interactions the period holds." example:"1"`
 }
 
 // Timeline is a patient's health over time, oldest period first.
@@ -81,10 +81,13 @@ type PageOf[T any] struct {
 	NextCursor *string `json:"next_cursor" required:"true" description:"The cursor of the next page; null on the last one." examples:"[null]"`
 }
 
-// Instant is a time that a client sends, cut to the microsecond that PostgreSQL keeps.
+// Instant is a time to the microsecond, which is what PostgreSQL keeps.
 type Instant time.Time
 
-// UnmarshalText takes RFC 3339 with any offset.
+// MarshalText gives RFC 3339 in UTC. What time.Time's own MarshalJSON gives, encoding/json would read once more.
+func (i Instant) MarshalText() ([]byte, error) { return time.Time(i).UTC().MarshalText() }
+
+// UnmarshalText takes RFC 3339 with any offset, and cuts what is finer.
 func (i *Instant) UnmarshalText(text []byte) error {
 	at, err := time.Parse(time.RFC3339, string(text))
 	if err != nil {
@@ -113,10 +116,7 @@ type Paging struct {
 }
 
 // after returns the id in the cursor, or 0 where there is none. One beyond all ids is that of no item.
-func (p Paging) after() int64 {
-	id, _ := strconv.ParseInt(p.Cursor, 10, 64)
-	return id
-}
+func (p Paging) after() int64 { id, _ := strconv.ParseInt(p.Cursor, 10, 64); return id }
 
 // PatientFilter selects patients. What is not given does not filter, here and in InteractionFilter.
 type PatientFilter struct {
@@ -143,8 +143,8 @@ type InteractionFilter struct {
 	Paging
 	Outcome        string   `query:"outcome" enum:"healthy,unhealthy,entered_in_error" description:"What the doctor found."`
 	DoctorID       int64    `query:"doctor_id" minimum:"1" description:"The doctor who documented."`
-	From           *Instant `query:"from" format:"date-time" nullable:"false" description:"The earliest occurred_at, itself included. In a URL write a plus sign as %2B."`
-	To             *Instant `query:"to" format:"date-time" nullable:"false" description:"The latest occurred_at, itself excluded."`
+	From           *Instant `query:"from" nullable:"false" description:"The earliest occurred_at, itself included. In a URL write a plus sign as %2B."`
+	To             *Instant `query:"to" nullable:"false" description:"The latest occurred_at, itself excluded."`
 	IncludeAmended bool     `query:"include_amended" default:"false" description:"Show every entry ever written, not only the current ones."`
 }
 
@@ -153,7 +153,7 @@ type Entry struct {
 	IdempotencyKey string   `header:"Idempotency-Key" json:"-" minLength:"1" maxLength:"255" pattern:"^[!-~]*$" description:"A key of your choice, in visible ASCII characters. Repeating a request with its key writes nothing and answers 201 with the entry first made; an occurred_at left out counts as the same."`
 	DoctorID       int64    `json:"doctor_id" required:"true" minimum:"1" description:"The doctor who documents."`
 	Notes          Notes    `json:"notes" required:"true" minLength:"1" maxLength:"10000" description:"What was said, found and agreed. White space around is trimmed."`
-	OccurredAt     *Instant `json:"occurred_at,omitempty" format:"date-time" nullable:"false" maxAhead:"5m" description:"When it happened; left out, that is now, or for an amendment the instant of the amended entry. At most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
+	OccurredAt     *Instant `json:"occurred_at,omitempty" nullable:"false" maxAhead:"5m" description:"When it happened; left out, that is now, or for an amendment the instant of the amended entry. At most 5 minutes ahead, and not before the patient's birth date (midnight UTC). Kept to the microsecond."`
 	_              struct{} `additionalProperties:"false"`
 }
 

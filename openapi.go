@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/swaggest/openapi-go"
 	"github.com/swaggest/openapi-go/openapi31"
@@ -47,12 +48,12 @@ func newDocument(all []operation) json.RawMessage {
 	r := openapi31.NewReflector()
 	r.Spec.Info.WithTitle("Patient interactions").WithVersion("1.0.0").WithDescription(intro).WithContact(openapi31.Contact{Name: new("The authors of patient-interactions")}).
 		WithLicense(openapi31.License{Name: "MIT", Identifier: new("MIT")})
-	r.Spec.WithServers(openapi31.Server{URL: "/"})
-	r.Spec.WithSecurity(map[string][]string{}) // none: what stands in front of the service authenticates
+	r.Spec.WithServers(openapi31.Server{URL: "/"}).WithSecurity(map[string][]string{}) // none: what stands in front of the service authenticates
 	r.Spec.WithTags(openapi31.Tag{Name: "patients", Description: new("Find a patient, see the present state and the health over time.")},
 		openapi31.Tag{Name: "interactions", Description: new("Document what was found, read the history, put an entry right.")},
 		openapi31.Tag{Name: "doctors", Description: new("Who documents.")},
 		openapi31.Tag{Name: "service", Description: new("For operators and clients.")})
+	r.AddTypeMapping(Instant{}, time.Time{})                               // a string in the format date-time
 	packages := strings.NewReplacer("PatientInteractions", "", "Main", "") // PageOfMainPatient: PageOfPatient
 	//lint:ignore SA1019 its successor would need a fifth dependency
 	r.InterceptDefName(func(_ reflect.Type, name string) string { return packages.Replace(name) })

@@ -51,10 +51,6 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 		return new(net.Dialer).DialContext(ctx, network, address)
 	}
 	config.BeforeClose = func(c *pgx.Conn) { c.PgConn().Conn().Close() }
-	config.AfterConnect = func(_ context.Context, c *pgx.Conn) error {
-		c.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
-		return nil
-	}
 	forWrites := config.Copy()
 	config.MaxConns, forWrites.MaxConns = maxReads, maxWrites
 	reads, err := pgxpool.NewWithConfig(ctx, config)
@@ -153,7 +149,9 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 		err = noPatient(in.PatientID)
 	}
 	entries = slices.DeleteFunc(entries, func(i Interaction) bool { return i.ID == 0 })
-	slices.SortFunc(entries, func(i, j Interaction) int { return cmp.Or(j.OccurredAt.Compare(i.OccurredAt), cmp.Compare(j.ID, i.ID)) })
+	slices.SortFunc(entries, func(i, j Interaction) int {
+		return cmp.Or(time.Time(j.OccurredAt).Compare(time.Time(i.OccurredAt)), cmp.Compare(j.ID, i.ID))
+	})
 	return page(entries, in.Limit, func(i Interaction) int64 { return i.ID }), err
 }
 
@@ -314,6 +312,9 @@ func one[T any](ctx context.Context, s *Store, pool *pgxpool.Pool, missing error
 	}
 	return item, s.explain(err)
 }
+
+// ScanTimestamptz reads an Instant from a column.
+func (i *Instant) ScanTimestamptz(v pgtype.Timestamptz) error { *i = Instant(v.Time); return nil }
 
 // scanInteraction leaves the interaction zero where the row is a patient without one.
 func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
