@@ -84,6 +84,9 @@ type PageOf[T any] struct {
 // Instant is a time to the microsecond, which is what PostgreSQL keeps.
 type Instant time.Time
 
+// Compare is negative where i is before j.
+func (i Instant) Compare(j Instant) int { return time.Time(i).Compare(time.Time(j)) }
+
 // MarshalText gives RFC 3339 in UTC. What time.Time's own MarshalJSON gives, encoding/json would read once more.
 func (i Instant) MarshalText() ([]byte, error) { return time.Time(i).UTC().MarshalText() }
 
