@@ -36,7 +36,7 @@ CREATE TABLE interactions (
                                   CONSTRAINT notes_trimmed CHECK (notes = btrim(notes, E' \t\n\x0B\f\r')),
     amends          bigint CONSTRAINT amends_an_earlier_entry CHECK (amends < id),
     idempotency_key text CONSTRAINT idempotency_key_visible_ascii CHECK (idempotency_key ~ '^[!-~]{1,255}$'),
-    PRIMARY KEY (patient_id, id),
+    PRIMARY KEY (patient_id, id) INCLUDE (occurred_at), -- a cursor's place is read from it alone
     CONSTRAINT interactions_amends FOREIGN KEY (patient_id, amends) REFERENCES interactions (patient_id, id),
     CONSTRAINT only_an_amendment_strikes_out CHECK (outcome <> 'entered_in_error' OR amends IS NOT NULL)
 );

@@ -120,10 +120,12 @@ LEFT JOIN (
     FROM     interactions i
     %s
     WHERE    i.patient_id = $1 %s
-    ORDER BY i.occurred_at DESC, i.id DESC LIMIT $2
 ) h ON h.patient_id = p.id
 LEFT JOIN doctors d ON d.id = h.doctor_id
 WHERE     p.id = $1`
+
+// latestFirst cuts a page. It is no part of what reads one entry, or PostgreSQL may look for that in the whole history.
+const latestFirst = ` ORDER BY i.occurred_at DESC, i.id DESC LIMIT $2`
 
 // joinAmendment finds the entry a that replaced i, if any.
 const joinAmendment = `LEFT JOIN interactions a ON a.patient_id = i.patient_id AND a.amends = i.id`
@@ -136,9 +138,9 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 	f.and(in.From != nil, "i.occurred_at >= $%d", (*time.Time)(in.From))
 	f.and(in.To != nil, "i.occurred_at < $%d", (*time.Time)(in.To))
 	f.and(in.after() > 0, "(i.occurred_at, i.id) < (SELECT c.occurred_at, c.id FROM interactions c WHERE c.patient_id = $1 AND c.id = $%d)", in.after())
-	query := fmt.Sprintf(historyQuery, "a.id", joinAmendment, f.where)
+	query := fmt.Sprintf(historyQuery, "a.id", joinAmendment, f.where+latestFirst)
 	if !in.IncludeAmended { // what is current has no amendment to look for
-		query = fmt.Sprintf(historyQuery, "NULL::bigint", "", "AND "+isCurrent+f.where)
+		query = fmt.Sprintf(historyQuery, "NULL::bigint", "", "AND "+isCurrent+f.where+latestFirst)
 	}
 	entries, err := collect(ctx, s, s.reads, scanInteraction, query, f.args...)
 	if err == nil && len(entries) == 0 {
@@ -151,7 +153,7 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 
 // GetInteraction returns any entry of a patient, amended or not.
 func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interaction, error) {
-	i, err := one(ctx, s, s.reads, noPatient(in.PatientID), scanInteraction, fmt.Sprintf(historyQuery, "a.id", joinAmendment, "AND i.id = $3"), in.PatientID, 1, in.InteractionID)
+	i, err := one(ctx, s, s.reads, noPatient(in.PatientID), scanInteraction, fmt.Sprintf(historyQuery, "a.id", joinAmendment, "AND i.id = $2"), in.PatientID, in.InteractionID)
 	if err == nil && i.ID == 0 {
 		err = noInteraction(in.PatientID, in.InteractionID)
 	}
