@@ -517,7 +517,7 @@ func TestHealthStatusIsTheOutcomeOfTheLatestCurrentInteraction(t *testing.T) {
 		t.Helper()
 		require.JSONEq(t, fmt.Sprintf(`{"id": %d, "name": %q, "birth_date": "1980-01-01", "health_status": %q, "last_interaction_at": %s}`, patient, t.Name(), status, at),
 			send(t, "GET", fmt.Sprintf("/patients/%d", patient), "").body)
-		require.Equal(t, HealthStatus(status), read[Timeline](t, timelineOf(patient)).HealthStatus)
+		require.Equal(t, status, read[Timeline](t, timelineOf(patient)).HealthStatus)
 	}
 	is("unknown", "null")
 	first := documents(t, patient, "healthy", 2)
@@ -606,7 +606,7 @@ func TestManyWritersOfOnePatientDisturbNobodyWhoPages(t *testing.T) {
 	}
 	writers.Wait()
 	require.Len(t, historyOf(t, patient, "limit=1000"), 10+64)
-	require.Equal(t, HealthStatus("healthy"), stateOf(t, patient).HealthStatus, "day 9 is the last")
+	require.Equal(t, "healthy", stateOf(t, patient).HealthStatus, "day 9 is the last")
 }
 
 var newestFirst = func(a, b Interaction) int { return cmp.Or(b.OccurredAt.Compare(a.OccurredAt), cmp.Compare(b.ID, a.ID)) }
@@ -771,7 +771,7 @@ func TestBodyThatCannotBeReadOrMayNotBeIsRefused(t *testing.T) {
 
 func TestFieldsInOtherCaseAndRepeatedOnesAreTaken(t *testing.T) {
 	made := write(t, of(alone(t)), `{"notes": "first", "DOCTOR_ID": 1, "Outcome": "unhealthy", "noteſ": "\ud83d\ude00\\ud83d", "doctor_id": 2}`)
-	require.Equal(t, []any{int64(2), Outcome("unhealthy"), `😀\ud83d`}, []any{made.Doctor.ID, made.Outcome, made.Notes})
+	require.Equal(t, []any{int64(2), "unhealthy", `😀\ud83d`}, []any{made.Doctor.ID, made.Outcome, made.Notes})
 }
 
 func TestAddressThatCannotBeReadIsRefused(t *testing.T) {
@@ -1285,7 +1285,7 @@ func TestHealthStatusStaysRightWhateverASecondWriterDoes(t *testing.T) {
 		}
 		require.NoError(t, two.Commit(always))
 		state := stateOf(t, patient)
-		require.Equal(t, []any{HealthStatus("unhealthy"), Instant(on(5))}, []any{state.HealthStatus, *state.LastInteractionAt})
+		require.Equal(t, []any{"unhealthy", Instant(on(5))}, []any{state.HealthStatus, *state.LastInteractionAt})
 	}
 }
 
@@ -1311,7 +1311,7 @@ func (m *model) history(patient int64, match func(Interaction) bool) []Interacti
 func (m *model) present(p Patient) Patient {
 	p.HealthStatus = "unknown"
 	if h := m.history(p.ID, current); len(h) > 0 {
-		p.HealthStatus, p.LastInteractionAt = HealthStatus(h[0].Outcome), &h[0].OccurredAt
+		p.HealthStatus, p.LastInteractionAt = h[0].Outcome, &h[0].OccurredAt
 	}
 	return p
 }
@@ -1320,14 +1320,14 @@ func (m *model) timeline(p Patient) Timeline {
 	out := Timeline{m.present(p).HealthStatus, []Period{}}
 	for _, i := range slices.Backward(m.history(p.ID, current)) {
 		last := len(out.Items) - 1
-		if last >= 0 && out.Items[last].Outcome == string(i.Outcome) {
+		if last >= 0 && out.Items[last].Outcome == i.Outcome {
 			out.Items[last].Interactions++
 			continue
 		}
 		if last >= 0 {
 			out.Items[last].To = &i.OccurredAt
 		}
-		out.Items = append(out.Items, Period{string(i.Outcome), i.OccurredAt, nil, 1})
+		out.Items = append(out.Items, Period{i.Outcome, i.OccurredAt, nil, 1})
 	}
 	return out
 }
@@ -1372,7 +1372,7 @@ func TestFiveHundredRandomOperationsAnswerAsAModelDoes(t *testing.T) {
 	}
 	for range 500 {
 		p, doctor, at, limit := m.patients[r.IntN(3)], r.Int64N(3)+1, on(r.IntN(12)), r.IntN(9)+1
-		outcomes := []Outcome{"healthy", "unhealthy", "entered_in_error"}
+		outcomes := []string{"healthy", "unhealthy", "entered_in_error"}
 		fresh := Interaction{PatientID: p.ID, Doctor: DoctorReference{doctor, m.doctors[doctor]}, OccurredAt: Instant(at), Outcome: outcomes[r.IntN(2)], Notes: rand.Text()}
 		all := m.history(p.ID, func(Interaction) bool { return true })
 		some := Interaction{}
@@ -1396,7 +1396,7 @@ func TestFiveHundredRandomOperationsAnswerAsAModelDoes(t *testing.T) {
 			want := []Patient{}
 			for _, p := range m.patients {
 				seen := m.history(p.ID, func(i Interaction) bool { return current(i) && i.Doctor.ID == doctor })
-				if p = m.present(p); len(seen) > 0 && p.HealthStatus == HealthStatus(fresh.Outcome) {
+				if p = m.present(p); len(seen) > 0 && p.HealthStatus == fresh.Outcome {
 					want = append(want, p)
 				}
 			}

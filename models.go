@@ -8,19 +8,6 @@ import (
 	"time"
 )
 
-// Outcome is what the doctor found; entered_in_error is only ever the outcome of an amendment: it strikes the amended
-// entry from the record.
-type Outcome string
-
-// HealthStatus is the outcome of a patient's latest current interaction, or unknown where there is none.
-type HealthStatus string
-
-// Enum lists the values for the OpenAPI document.
-func (Outcome) Enum() []any { return []any{"healthy", "unhealthy", "entered_in_error"} }
-
-// Enum lists the values for the OpenAPI document.
-func (HealthStatus) Enum() []any { return []any{"healthy", "unhealthy", "unknown"} }
-
 // Doctor is who documents.
 type Doctor struct {
 	ID        int64  `json:"id" required:"true" example:"1"`
@@ -30,11 +17,11 @@ type Doctor struct {
 
 // Patient is whom an interaction is about, with the present state.
 type Patient struct {
-	ID                int64        `json:"id" required:"true" example:"1"`
-	Name              string       `json:"name" required:"true" example:"Clara Wendelhorst"`
-	BirthDate         string       `json:"birth_date" required:"true" format:"date" example:"1958-03-14"`
-	HealthStatus      HealthStatus `json:"health_status" required:"true" example:"unhealthy"`
-	LastInteractionAt *Instant     `json:"last_interaction_at" required:"true" description:"When the interaction that gives the health status occurred; null while it is unknown." example:"2026-09-22T13:10:00Z"`
+	ID                int64    `json:"id" required:"true" example:"1"`
+	Name              string   `json:"name" required:"true" example:"Clara Wendelhorst"`
+	BirthDate         string   `json:"birth_date" required:"true" format:"date" example:"1958-03-14"`
+	HealthStatus      string   `json:"health_status" required:"true" enum:"healthy,unhealthy,unknown" description:"The outcome of the latest current interaction; unknown where there is none." example:"unhealthy"`
+	LastInteractionAt *Instant `json:"last_interaction_at" required:"true" description:"When the interaction that gives the health status occurred; null while it is unknown." example:"2026-09-22T13:10:00Z"`
 }
 
 // DoctorReference names the doctor of an interaction.
@@ -50,7 +37,7 @@ type Interaction struct {
 	Doctor     DoctorReference `json:"doctor" required:"true"`
 	OccurredAt Instant         `json:"occurred_at" required:"true" description:"When the doctor saw the patient." example:"2019-01-15T09:10:00Z"`
 	RecordedAt Instant         `json:"recorded_at" required:"true" description:"When the entry was written." example:"2019-01-15T09:27:00Z"`
-	Outcome    Outcome         `json:"outcome" required:"true"`
+	Outcome    string          `json:"outcome" required:"true" enum:"healthy,unhealthy,entered_in_error" description:"What the doctor found; entered_in_error strikes the amended entry from the record."`
 	Notes      string          `json:"notes" required:"true" example:"New patient, registration check-up. No complaints."`
 	Amends     *int64          `json:"amends" required:"true" format:"int64" description:"The earlier entry that this one replaces, or null." examples:"[null]"`
 	AmendedBy  *int64          `json:"amended_by" required:"true" format:"int64" description:"The later entry that replaced this one, or null." examples:"[null]"`
@@ -66,8 +53,8 @@ type Period struct {
 
 // Timeline is a patient's health over time, oldest period first.
 type Timeline struct {
-	HealthStatus HealthStatus `json:"health_status" required:"true"`
-	Items        []Period     `json:"items" required:"true" nullable:"false"`
+	HealthStatus string   `json:"health_status" required:"true" enum:"healthy,unhealthy,unknown" description:"The present state."`
+	Items        []Period `json:"items" required:"true" nullable:"false"`
 }
 
 // Probe is what a probe of the service answers when all is well.

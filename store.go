@@ -317,11 +317,10 @@ func (i *Instant) ScanTimestamptz(v pgtype.Timestamptz) error {
 	return nil
 }
 
-// scanInteraction leaves the interaction zero where the row is a patient without one. The outcome is read as the string
-// that it is, since pgx would convert it by reflection.
+// scanInteraction leaves the interaction zero where the row is a patient without one.
 func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
 	if row.RawValues()[0] != nil {
-		err = row.Scan(&i.ID, &i.PatientID, &i.Doctor.ID, &i.Doctor.Name, &i.OccurredAt, &i.RecordedAt, (*string)(&i.Outcome), &i.Notes, &i.Amends, &i.AmendedBy)
+		err = row.Scan(&i.ID, &i.PatientID, &i.Doctor.ID, &i.Doctor.Name, &i.OccurredAt, &i.RecordedAt, &i.Outcome, &i.Notes, &i.Amends, &i.AmendedBy)
 	}
 	return i, err
 }
