@@ -1127,14 +1127,14 @@ func TestEveryOperationIsDescribedAndAnswersItsOwnExamples(t *testing.T) {
 		"POST " + one + "/amendments": "201 404 409 422 4XX 503", "GET /livez": "200 4XX", "GET /readyz": "200 4XX 503", "GET /openapi.json": "200 4XX",
 	}, answers)
 	for _, name := range keys(dig(document, "components", "schemas")) {
-		always := slices.DeleteFunc(keys(dig(document, "components", "schemas", name, "properties")), func(field string) bool {
+		properties := dig(document, "components", "schemas", name, "properties")
+		always := slices.DeleteFunc(keys(properties), func(field string) bool {
 			return name == "Problem" && field == "errors" || strings.HasPrefix(name, "New") && field == "occurred_at"
 		})
 		require.ElementsMatch(t, always, dig(document, "components", "schemas", name, "required"), name)
-		for _, field := range keys(dig(document, "components", "schemas", name, "properties")) {
-			property := dig(document, "components", "schemas", name, "properties", field)
-			types, _ := dig(property, "type").([]any)
-			require.Equal(t, regexp.MustCompile(`_at$|^from$|^to$`).MatchString(field), dig(property, "format") == "date-time", field)
+		for _, field := range keys(properties) {
+			types, _ := dig(properties, field, "type").([]any)
+			require.Equal(t, regexp.MustCompile(`_at$|^from$|^to$`).MatchString(field), dig(properties, field, "format") == "date-time", field)
 			require.Equal(t, regexp.MustCompile(`^last_|^to$|^amend|^next_`).MatchString(field), slices.Contains(types, any("null")), field)
 		}
 	}

@@ -106,7 +106,10 @@ type Paging struct {
 }
 
 // after returns the id in the cursor, or 0 where there is none. One beyond all ids is that of no item.
-func (p Paging) after() int64 { id, _ := strconv.ParseInt(p.Cursor, 10, 64); return id }
+func (p Paging) after() int64 {
+	id, _ := strconv.ParseInt(p.Cursor, 10, 64)
+	return id
+}
 
 // PatientFilter selects patients. What is not given does not filter, here and in InteractionFilter.
 type PatientFilter struct {

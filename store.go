@@ -311,9 +311,10 @@ func one[T any](ctx context.Context, s *Store, pool *pgxpool.Pool, missing error
 
 // ScanTimestamptz reads an Instant from a column. It refuses PostgreSQL's infinity, which has no form in JSON.
 func (i *Instant) ScanTimestamptz(v pgtype.Timestamptz) error {
-	if *i = Instant(v.Time); v.InfinityModifier != pgtype.Finite {
+	if v.InfinityModifier != pgtype.Finite {
 		return errors.New("a time in the database is infinite")
 	}
+	*i = Instant(v.Time)
 	return nil
 }
 
