@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -19,12 +18,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 )
 
 const requestTimeout = 4 * time.Second // for a request as a whole; a doctor would have clicked again
 const maxBody = 128 << 10              // 10,000 characters, each escaped as two \uXXXX, and the rest of the body
+const maxSending = 128 << 20           // bytes of answers on their way, but for those under 1 MiB: slow readers hold theirs for writeTimeout, and JSON makes 60 MB of the largest page
 
 // operation is one row of the API. The mux and the OpenAPI document are both built from it.
 type operation struct {
@@ -73,14 +74,14 @@ func newHandler(s *Store, log *slog.Logger) http.Handler {
 // around is what every request goes through, whatever its path. It writes one log line, without a name, a note, a value
 // of the query or a body: these are medical records.
 func around(mux *http.ServeMux, log *slog.Logger) http.HandlerFunc {
-	crossOrigin := http.NewCrossOriginProtection()
+	crossOrigin, sending := http.NewCrossOriginProtection(), new(atomic.Int64)
 	return func(rw http.ResponseWriter, r *http.Request) {
 		start, id := time.Now(), rand.Text()
 		// A client that is gone does not cut its statement short, which would cost the connection.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)
 		defer cancel()
 		r = r.WithContext(ctx)
-		w := &response{ResponseWriter: rw, status: 200}
+		w := &response{ResponseWriter: rw, status: 200, sending: sending}
 		w.Header().Set("X-Request-Id", id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -108,8 +109,9 @@ func around(mux *http.ServeMux, log *slog.Logger) http.HandlerFunc {
 // response remembers what the log line tells.
 type response struct {
 	http.ResponseWriter
-	status int
-	err    error // to be answered as a problem
+	status  int
+	err     error         // to be answered as a problem
+	sending *atomic.Int64 // bytes, by all responses
 }
 
 // WriteHeader turns the plain 404 and 405 of net/http into problems.
@@ -134,11 +136,14 @@ func (w *response) json(status int, contentType string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
-	w.status = status
+	defer w.sending.Add(-int64(len(body)))
+	if w.sending.Add(int64(len(body))) > maxSending && len(body) > 1<<20 {
+		return refuse(503, "Too many large pages are on their way: repeat the request in a moment, or with a smaller limit.")
+	}
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.Header().Set("Cache-Control", "no-store")
-	w.ResponseWriter.WriteHeader(status)
+	w.WriteHeader(status)
 	w.ResponseWriter.Write(body) // a client that is gone needs no answer
 	return nil
 }
@@ -313,7 +318,7 @@ func decodeBody(r *http.Request, in any) error {
 	case !utf8.Valid(body), strings.Contains(soundEscape.ReplaceAllString(string(body), ""), `\u`):
 		return refuse(400, "The body must be UTF-8, and no escape in it half of a surrogate pair.")
 	}
-	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder := json.NewDecoder(strings.NewReader(string(body)))
 	decoder.DisallowUnknownFields()
 	err = decoder.Decode(in)
 	if wrongType, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // its own text names Go types

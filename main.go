@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	_ "embed"
@@ -31,13 +30,11 @@ var schemaSQL string
 //go:embed seed.sql
 var seedSQL string
 
-const (
-	readTimeout    = 3 * time.Second  // headers and body, under requestTimeout; a slow client costs itself the connection
-	writeTimeout   = 15 * time.Second // a slow reader as well
-	idleTimeout    = 2 * time.Minute  // between two requests, longer than proxies keep a connection
-	stopTimeout    = 8 * time.Second  // for requests in flight; Docker kills after 10
-	maxHeaderBytes = 16 << 10         // ten times what a browser sends
-)
+const readTimeout = 3 * time.Second   // headers and body, under requestTimeout; a slow client costs itself the connection
+const writeTimeout = 15 * time.Second // a slow reader as well
+const idleTimeout = 2 * time.Minute   // between two requests, longer than proxies keep a connection
+const stopTimeout = 8 * time.Second   // for requests in flight; Docker kills after 10
+const maxHeaderBytes = 16 << 10       // ten times what a browser sends
 
 func main() {
 	debug.SetGCPercent(400)       // little is live and a page is garbage at once: collect each 16 MiB, not each 4
@@ -202,7 +199,7 @@ func (p *postgres) run(program string, args ...string) error {
 	cmd.Dir = "/" // the user postgres may not enter the checkout
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.user, Setpgid: true}
 	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", program, err, bytes.TrimSpace(said))
+		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(said)))
 	}
 	return nil
 }

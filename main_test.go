@@ -13,7 +13,6 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"math"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -25,7 +24,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -134,6 +132,14 @@ func serveOn(database string) *service {
 	web := httptest.NewServer(newHandler(store, slog.New(slog.NewTextHandler(&s.log, nil))))
 	s.url, s.stop = web.URL, func() { web.Close(); store.Close() }
 	return s
+}
+
+// apart is a service on a database of its own, and a connection of that one's owner.
+func apart(t testing.TB) (*service, *pgx.Conn) {
+	database := newDatabase(prefix + "seeded")
+	s, owner := serveOn(as("patient_interactions", database)), must(pgx.Connect(always, database))
+	t.Cleanup(func() { s.stop(); owner.Close(always) })
+	return s, owner
 }
 
 // The words in which the tests speak HTTP. An address that begins with a slash is one of the product.
@@ -757,7 +763,7 @@ func TestBodyThatCannotBeReadOrMayNotBeIsRefused(t *testing.T) {
 		{"faults everywhere", 422, "doctor_id notes outcome occurred_at", []string{`{"doctor_id": -1, "outcome": "ill", "notes": "\u3000", "occurred_at": "2999-01-01T00:00:00Z"}`}},
 		{"notes that say nothing", 422, "notes", []string{entry("notes", ""), entry("notes", " \n\u2003"), entry("notes", "a\x00b")}},
 		{"an outcome that is none", 422, "outcome", []string{entry("outcome", "Healthy"), entry("outcome", ""), entry("outcome", "unknown"), entry("outcome", "entered_in_error")}},
-		{"a doctor who does not exist", 422, "doctor_id", []string{entry("doctor_id", 999999), entry("doctor_id", int64(math.MaxInt64))}},
+		{"a doctor who does not exist", 422, "doctor_id", []string{entry("doctor_id", 999999), entry("doctor_id", int64(1<<63-1))}},
 		{"such a doctor before birth", 422, "doctor_id occurred_at", []string{entry("doctor_id", 999999, "occurred_at", on(-99999))}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -818,7 +824,7 @@ func TestWhatDoesNotExistIsNotFound(t *testing.T) {
 		refused(t, 404, "POST", nobody+"/interactions/1/amendments", entry())
 	}
 	elsewhere := documents(t, newPatient(t, "Elsewhere"), "healthy", 1)
-	for _, id := range []int64{math.MaxInt64, elsewhere.ID} { // another patient's entry is not there either
+	for _, id := range []int64{1<<63 - 1, elsewhere.ID} { // another patient's entry is not there either
 		refused(t, 404, "GET", entryAt(patient, id), "")
 		refused(t, 404, "POST", entryAt(patient, id)+"/amendments", entry())
 	}
@@ -906,8 +912,7 @@ func TestLogHasOneLineARequestAndNoWordOfARecord(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
 	require.Len(t, lines, len(routes))
 	for _, line := range lines {
-		_, rest, _ := strings.Cut(line, "request_id=")
-		id, _, _ := strings.Cut(rest, " ")
+		id := regexp.MustCompile(`request_id=(\w+)`).FindStringSubmatch(line)[1]
 		require.Regexp(t, `^time=\S+ level=INFO msg=request method=[A-Z]+ route=`+regexp.QuoteMeta(routes[id])+` duration=\S+ request_id=`, line)
 		require.NotContains(t, line, secret)
 	}
@@ -1017,25 +1022,20 @@ func TestWhereOneHostHangsTheNextIsAskedSoon(t *testing.T) {
 
 func TestTimeWithoutEndIsADefectAndNotToldAsAnotherTime(t *testing.T) {
 	t.Parallel()
-	database := newDatabase(prefix + "seeded")
-	s, other := serveOn(as("patient_interactions", database)), must(pgx.Connect(always, database))
-	defer s.stop()
-	defer other.Close(always)
-	must(other.Exec(always, "UPDATE patients SET last_interaction_at = 'infinity' WHERE id = 1"))
+	s, owner := apart(t)
+	must(owner.Exec(always, "UPDATE patients SET last_interaction_at = 'infinity' WHERE id = 1"))
 	refused(t, 500, "GET", s.url+"/patients/1", "")
 }
 
 func TestWriteWhoseConnectionIsCutIsAskedToRepeat(t *testing.T) {
 	t.Parallel()
-	database := newDatabase(prefix + "seeded")
-	s, other, answers := serveOn(as("patient_interactions", database)), must(pgx.Connect(always, database)), make(chan answer)
-	defer s.stop()
-	defer other.Close(always)
-	must(other.Exec(always, "BEGIN; SELECT FROM patients WHERE id = 1 FOR UPDATE"))
+	s, owner := apart(t)
+	answers := make(chan answer)
+	must(owner.Exec(always, "BEGIN; SELECT FROM patients WHERE id = 1 FOR UPDATE"))
 	go func() { answers <- send(t, "POST", s.url+of(1), entry()) }()
 	require.Eventually(t, func() bool {
 		var cut int
-		must(0, admin.QueryRow(always, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = $1", other.Config().Database).Scan(&cut))
+		must(0, admin.QueryRow(always, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = $1", owner.Config().Database).Scan(&cut))
 		return cut > 0
 	}, 10*time.Second, time.Millisecond)
 	problem(t, 503, <-answers)
@@ -1043,13 +1043,10 @@ func TestWriteWhoseConnectionIsCutIsAskedToRepeat(t *testing.T) {
 
 func TestPrimaryThatBecameAStandbyIsLeftForTheOneInItsStead(t *testing.T) {
 	t.Parallel()
-	database := newDatabase(prefix + "seeded")
-	name := must(pgx.ParseConfig(database)).Database
-	must(admin.Exec(always, "ALTER DATABASE "+name+" SET default_transaction_read_only = on")) // for connections to come
-	s := serveOn(as("patient_interactions", database))
-	defer s.stop()
+	s, owner := apart(t)
+	must(owner.Exec(always, "ALTER DATABASE "+owner.Config().Database+" SET default_transaction_read_only = on")) // for connections to come
 	refused(t, 503, "POST", s.url+of(1), entry())
-	must(admin.Exec(always, "ALTER DATABASE "+name+" RESET default_transaction_read_only"))
+	must(owner.Exec(always, "ALTER DATABASE "+owner.Config().Database+" RESET default_transaction_read_only"))
 	write(t, s.url+of(1), entry())
 }
 
@@ -1081,8 +1078,7 @@ func keys(v any) []string {
 
 func TestEveryOperationIsDescribedAndAnswersItsOwnExamples(t *testing.T) {
 	t.Parallel()
-	s := serveOn(as("patient_interactions", newDatabase(prefix+"seeded")))
-	defer s.stop()
+	s, _ := apart(t)
 	document, answers, seen := read[any](t, "/openapi.json"), map[string]string{}, map[any]bool{}
 	require.Regexp(t, `^3\.1\.`, dig(document, "openapi"))
 	for _, path := range keys(dig(document, "paths")) {
@@ -1203,20 +1199,18 @@ func TestSchemaRefusesEveryWriterWhatTheServiceRefuses(t *testing.T) {
 				column, value, _ := strings.Cut(part, "=")
 				row[column] = value
 			}
-			columns := slices.Sorted(maps.Keys(row))
-			values := []string{}
-			for _, column := range columns {
-				values = append(values, row[column])
+			var columns, values []string
+			for column, value := range row {
+				columns, values = append(columns, column), append(values, value)
 			}
 			_, err := owner.Exec(always, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)", c[1], strings.Join(columns, ", "), strings.Join(values, ", ")))
 			require.ErrorContains(t, err, c[0], change)
 		}
 		tried = append(tried, c[0])
 	}
-	rows, err := owner.Query(always, `SELECT conname FROM pg_constraint WHERE conrelid IN ('doctors'::regclass, 'patients'::regclass, 'interactions'::regclass) AND contype <> 'n'
+	rows, _ := owner.Query(always, `SELECT conname FROM pg_constraint WHERE conrelid IN ('doctors'::regclass, 'patients'::regclass, 'interactions'::regclass) AND contype <> 'n'
 		UNION SELECT relname FROM pg_index JOIN pg_class ON oid = indexrelid WHERE indrelid = 'interactions'::regclass AND indisunique
 		UNION SELECT 'enum ' || typname FROM pg_type WHERE typtype = 'e'`)
-	require.NoError(t, err)
 	require.ElementsMatch(t, must(pgx.CollectRows(rows, pgx.RowTo[string])), tried, "each has its test")
 	require.Equal(t, "amends idempotency_key last_interaction_at", queried(t, `SELECT string_agg(attname, ' ' ORDER BY attname) FROM pg_attribute
 		WHERE attrelid IN ('doctors'::regclass, 'patients'::regclass, 'interactions'::regclass) AND attnum > 0 AND NOT attnotnull`), "all that may be null")
@@ -1230,8 +1224,7 @@ func queried(t testing.TB, query string) (answer string) {
 
 func TestNobodyChangesWhatWasDocumentedAndTheServiceNothingAtAll(t *testing.T) {
 	t.Parallel()
-	owner := must(pgx.Connect(always, newDatabase(prefix+"seeded"))) // of a database where no lock delays others
-	defer owner.Close(always)
+	_, owner := apart(t) // so that no lock delays others
 	refuses := func(because, setting string, statements ...string) {
 		t.Helper()
 		for _, statement := range statements {
@@ -1358,10 +1351,8 @@ func (m *model) record(t testing.TB, i Interaction) {
 
 func TestFiveHundredRandomOperationsAnswerAsAModelDoes(t *testing.T) {
 	t.Parallel()
-	seed, err := strconv.ParseUint(os.Getenv("MODEL_SEED"), 10, 64)
-	if err != nil {
-		seed = uint64(time.Now().UnixNano())
-	}
+	seed := uint64(time.Now().UnixNano())
+	fmt.Sscan(os.Getenv("MODEL_SEED"), &seed)
 	t.Logf("repeat it with MODEL_SEED=%d", seed)
 	r, tag, m := mathrand.New(mathrand.NewPCG(seed, 0)), rand.Text(), model{doctors: map[int64]string{}}
 	for _, d := range read[PageOf[Doctor]](t, "/doctors?limit=1000").Items {
@@ -1511,6 +1502,20 @@ func TestClientThatIsSlowOrSendsTooLargeAHeaderCostsItselfTheConnection(t *testi
 	}
 }
 
+func TestSlowReadersOfLargePagesLeaveMemoryForOthers(t *testing.T) {
+	patient := alone(t)
+	must(owner.Exec(always, "INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes) SELECT $1, 1, now(), 'healthy', repeat('😀', 10000) FROM generate_series(1, 1000)", patient))
+	large := fmt.Sprintf("%s?limit=%d", of(patient), maxSending/40_400/4) // each entry of 40.2 KB, so that four are 0.7 MB under maxSending
+	slow := []io.Reader{}
+	for range 4 {
+		slow = append(slow, must(browser.Do(must(http.NewRequestWithContext(t.Context(), "GET", product.url+large, nil)))).Body)
+	}
+	refused(t, 503, "GET", large, "")
+	require.Len(t, historyOf(t, patient, "limit=20"), 20, "0.8 MB")
+	must(io.Copy(io.Discard, io.MultiReader(slow...)))
+	require.Equal(t, 200, send(t, "GET", large, "").StatusCode)
+}
+
 func TestPrivatePostgreSQLKeepsItsDataFromRunToRun(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
@@ -1551,7 +1556,7 @@ func TestPrivatePostgreSQLKeepsItsDataFromRunToRun(t *testing.T) {
 // Anything at all
 
 // fuzz sends whatever a client may send, which is answered or refused, and never a defect.
-func fuzz(f *testing.F, ask func(t *testing.T, input string) (answer, error), examples ...string) {
+func fuzz(f *testing.F, examples []string, ask func(t *testing.T, input string) (answer, error)) {
 	for _, example := range examples {
 		f.Add(example)
 	}
@@ -1568,24 +1573,22 @@ func fuzz(f *testing.F, ask func(t *testing.T, input string) (answer, error), ex
 }
 
 func FuzzBody(f *testing.F) {
-	fuzz(f, func(t *testing.T, body string) (answer, error) {
+	fuzz(f, []string{entry(), "{", `{"notes": "\ud800"}`, "[[[", "\xff", `{"doctor_id": 1e400}`, `{"occurred_at": "2024-13-01T00:00:00Z", "notes": "\u0000"}`,
+		`{"notes": "\udbff\udfff", "doctor_id": 1, "outcome": "healthy"}`}, func(t *testing.T, body string) (answer, error) {
 		return try(t, "POST", of(1), body, "Content-Type", "application/json")
-	},
-		entry(), "{", `{"notes": "\ud800"}`, "[[[", "\xff", `{"doctor_id": 1e400}`, `{"occurred_at": "2024-13-01T00:00:00Z", "notes": "\u0000"}`, `{"notes": "\udbff\udfff", "doctor_id": 1, "outcome": "healthy"}`)
+	})
 }
 
 func FuzzQuery(f *testing.F) {
-	fuzz(f, func(t *testing.T, query string) (answer, error) {
+	fuzz(f, []string{"limit=1&cursor=9", "from=0000-01-01T00:00:00Z&to=9999-12-31T23:59:59%2B24:00", "outcome=%00", "%", "a;b", "doctor_id=-0&&=", "limit=%EF%BC%91"}, func(t *testing.T, query string) (answer, error) {
 		return try(t, "GET", of(1)+"?"+strings.NewReplacer("#", "", " ", "+").Replace(query), "")
-	},
-		"limit=1&cursor=9", "from=0000-01-01T00:00:00Z&to=9999-12-31T23:59:59%2B24:00", "outcome=%00", "%", "a;b", "doctor_id=-0&&=", "limit=%EF%BC%91")
+	})
 }
 
 func FuzzHeader(f *testing.F) {
-	fuzz(f, func(t *testing.T, value string) (answer, error) {
+	fuzz(f, []string{"k", "", "\xff", `application/json; a="`, "null", "http://[::1]:namedport", strings.Repeat("x", 300)}, func(t *testing.T, value string) (answer, error) {
 		return try(t, "POST", of(1), "{}", "Idempotency-Key", value, "Content-Type", value, "Origin", value, "Sec-Fetch-Site", value)
-	},
-		"k", "", "\xff", `application/json; a="`, "null", "http://[::1]:namedport", strings.Repeat("x", 300))
+	})
 }
 
 // Speed: each operation over HTTP, and beside it the same statement through pgx alone, so that their ratio says what the

@@ -26,7 +26,7 @@ var problems = map[int]string{
 	404: "There is no such patient or interaction.",
 	409: "The interaction is already amended by another, which the detail names: amend that one instead.",
 	422: "The body can be read but not accepted: errors names every fault of it.",
-	503: "The database cannot be reached, the patient's record stays locked, or the time limit of 4 seconds ran out. Repeat the request, with the same Idempotency-Key if it writes.",
+	503: "The database cannot be reached, the patient's record stays locked, the time limit of 4 seconds ran out, or too many large pages are on their way. Repeat the request, with the same Idempotency-Key if it writes.",
 	4:   "What cannot be read (400), a write from another web page (403), an unknown path (404), a method that the path does not take (405), a body too large (413) or not application/json (415).",
 }
 

@@ -9,7 +9,6 @@ import (
 	"net"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -19,13 +18,11 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-const (
-	maxReads         = 4                       // connections, two a core where it was measured: with 8, 16 clients cost 4 % more CPU a page, and waited half as long again at p99
-	maxWrites        = 16                      // connections; writes wait for the disk, whose flush then serves several: with 8 they cost 3 % more CPU
-	connectTimeout   = 2 * time.Second         // for each host in the URL; one that is silent must leave time for the next
-	statementTimeout = 3500 * time.Millisecond // under requestTimeout, so that PostgreSQL stops first and keeps the connection
-	lockTimeout      = 500 * time.Millisecond  // for a patient's row; a write takes milliseconds, so longer means stuck
-)
+const maxReads = 4                               // connections, two a core where it was measured: with 8, 16 clients cost 4 % more CPU a page, and waited half as long again at p99
+const maxWrites = 16                             // connections; writes wait for the disk, whose flush then serves several: with 8 they cost 3 % more CPU
+const connectTimeout = 2 * time.Second           // for each host in the URL; one that is silent must leave time for the next
+const statementTimeout = 3500 * time.Millisecond // under requestTimeout, so that PostgreSQL stops first and keeps the connection
+const lockTimeout = 500 * time.Millisecond       // for a patient's row; a write takes milliseconds, so longer means stuck
 
 // Store is PostgreSQL as the service uses it. Its methods are safe for concurrent use. Their errors are Problems, of status
 // 404 where the patient or interaction is missing and 503 where the database cannot answer now, or defects of ours.
@@ -296,7 +293,7 @@ func page[T any](items []T, limit int64, id func(T) int64) PageOf[T] {
 	if int64(len(items)) <= limit {
 		return PageOf[T]{Items: items}
 	}
-	return PageOf[T]{Items: items[:limit], NextCursor: new(strconv.FormatInt(id(items[limit-1]), 10))}
+	return PageOf[T]{Items: items[:limit], NextCursor: new(fmt.Sprint(id(items[limit-1])))}
 }
 
 // one returns the one row, or missing where there is none.
