@@ -61,8 +61,7 @@ func TestMain(m *testing.M) {
 // testAll runs the tests on a server of their own, or in databases of their own on the server of DATABASE_URL.
 func testAll(m *testing.M) (code int) {
 	time.Local = time.FixedZone("there", 13*60*60) // which no answer may show
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	interrupted, _ := signal.NotifyContext(always, os.Interrupt, syscall.SIGTERM)
 	cleanUp := dropDatabases
 	if server == "" {
 		private, err := startPostgres(always, filepath.Join(os.TempDir(), "patient-interactions-"+rand.Text()), " -c fsync=off -c max_connections=200")
@@ -74,7 +73,7 @@ func testAll(m *testing.M) (code int) {
 	}
 	cleanUp = sync.OnceFunc(cleanUp)
 	defer cleanUp()
-	go func() { <-interrupted; ending.Lock(); cleanUp(); os.Exit(1) }()
+	go func() { <-interrupted.Done(); ending.Lock(); cleanUp(); os.Exit(1) }()
 
 	admin = must(pgxpool.New(always, server))
 	must(0, load(always, newDatabase("template1", "seeded")))
@@ -480,8 +479,6 @@ func TestCursorIsAPlaceInItsOwnList(t *testing.T) {
 	for _, id := range []any{first.ID, elsewhere.ID, 1, "9223372036854775807", "9999999999999999999"} {
 		require.Empty(t, historyOf(t, patient, fmt.Sprintf("cursor=%v", id)), id)
 	}
-	require.Empty(t, read[PageOf[Doctor]](t, "/doctors?cursor=9223372036854775807").Items)
-	require.Empty(t, read[PageOf[Patient]](t, "/patients?cursor=9223372036854775807").Items)
 	for _, cursor := range []string{"x", "0", "-1", "01", "1.5", "%2B1", "1%20", "10000000000000000000000"} {
 		for _, list := range []string{"/doctors", "/patients", of(patient)} {
 			faulty(t, 400, "cursor", "GET", list+"?cursor="+cursor, "")
@@ -507,9 +504,9 @@ func TestHistoryIsFilteredByOutcomeDoctorAndTime(t *testing.T) {
 	}
 }
 
-func TestListsOfAPatientWithoutInteractionsAreEmptyAndNotNull(t *testing.T) {
+func TestListsOfNothingAreEmptyAndNotNull(t *testing.T) {
 	patient := alone(t)
-	for _, list := range []string{of(patient), of(patient) + "?include_amended=true", "/patients?search=" + rand.Text(), "/doctors?cursor=9223372036854775807"} {
+	for _, list := range []string{of(patient), of(patient) + "?include_amended=true", "/patients?search=" + rand.Text(), "/patients?cursor=9223372036854775807", "/doctors?cursor=9223372036854775807"} {
 		require.JSONEq(t, `{"items": [], "next_cursor": null}`, send(t, "GET", list, "").body, list)
 	}
 	require.JSONEq(t, `{"health_status": "unknown", "items": []}`, send(t, "GET", timelineOf(patient), "").body)
@@ -1505,10 +1502,15 @@ func TestClientThatIsSlowOrSendsTooLargeAHeaderCostsItselfTheConnection(t *testi
 func TestSlowReadersOfLargePagesLeaveMemoryForOthers(t *testing.T) {
 	patient := alone(t)
 	must(owner.Exec(always, "INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes) SELECT $1, 1, now(), 'healthy', repeat('😀', 10000) FROM generate_series(1, 1000)", patient))
-	large := fmt.Sprintf("%s?limit=%d", of(patient), maxSending/40_400/4) // each entry of 40.2 KB, so that four are 0.7 MB under maxSending
+	large := fmt.Sprintf("%s?limit=%d", of(patient), maxSending/40_400/8) // each entry of 40.2 KB, so that eight are 0.7 MB under maxSending
 	slow := []io.Reader{}
-	for range 4 {
-		slow = append(slow, must(browser.Do(must(http.NewRequestWithContext(t.Context(), "GET", product.url+large, nil)))).Body)
+	for range 8 {
+		c := must(net.Dial("tcp", product.url[7:]))
+		defer c.Close()
+		must(0, c.(*net.TCPConn).SetReadBuffer(1<<16)) // or the kernel reads for it
+		fmt.Fprintf(c, "GET %s HTTP/1.0\r\n\r\n", large)
+		must(c.Read(make([]byte, 1)))
+		slow = append(slow, c)
 	}
 	refused(t, 503, "GET", large, "")
 	require.Len(t, historyOf(t, patient, "limit=20"), 20, "0.8 MB")
@@ -1525,12 +1527,11 @@ func TestPrivatePostgreSQLKeepsItsDataFromRunToRun(t *testing.T) {
 	}
 	p := start(t, folder, "")
 	private := regexp.MustCompile(`folder=(\S+)`).FindStringSubmatch(p.said())[1]
-	lockFile := func(line string) string { // of its PostgreSQL
+	lockFile := func(line string) string { // of its PostgreSQL, if that runs: 1 is the process, 5 the folder of the socket
 		said, _ := exec.Command("sh", "-c", "sed -n "+line+"p '"+private+"'/*/postmaster.pid").Output()
 		return strings.TrimSpace(string(said))
 	}
-	running := func() string { return lockFile("1") }
-	t.Cleanup(func() { exec.Command("kill", "-INT", running()).Run(); os.RemoveAll(private) })
+	t.Cleanup(func() { exec.Command("kill", "-INT", lockFile("1")).Run(); os.RemoveAll(private) })
 	require.Len(t, read[PageOf[Patient]](t, p.url+"/patients").Items, 12, "the seed")
 	first := write(t, p.url+of(12), entry())
 	fails(t, command(t, folder, "127.0.0.1:0", ""), "another run of this program holds "+private)
@@ -1544,13 +1545,13 @@ func TestPrivatePostgreSQLKeepsItsDataFromRunToRun(t *testing.T) {
 	second := write(t, p.url+of(12), entry())
 	require.NoError(t, p.Process.Kill())
 	p.Wait()
-	require.NotEmpty(t, running(), "its PostgreSQL goes on")
-	defer os.RemoveAll(lockFile("5")) // the folder of its socket
+	require.NotEmpty(t, lockFile("1"), "its PostgreSQL goes on")
+	defer os.RemoveAll(lockFile("5"))
 
 	p = start(t, folder, "")
 	require.Equal(t, []Interaction{second, first}, read[PageOf[Interaction]](t, p.url+of(12)).Items)
 	ends(t, p, syscall.SIGTERM)
-	require.Empty(t, running(), "it stops with the program")
+	require.Empty(t, lockFile("1"), "it stops with the program")
 }
 
 // Anything at all
@@ -1612,9 +1613,8 @@ func BenchmarkOperations(b *testing.B) {
 	} {
 		must(conn.Exec(always, statement))
 	}
-	var entry int64
-	must(0, conn.QueryRow(always, "SELECT id FROM interactions WHERE patient_id = 1000 ORDER BY occurred_at DESC, id DESC OFFSET 10000 LIMIT 1").Scan(&entry))
-	deep := fmt.Sprint(entry)
+	var deep string
+	must(0, conn.QueryRow(always, "SELECT id::text FROM interactions WHERE patient_id = 1000 ORDER BY occurred_at DESC, id DESC OFFSET 10000 LIMIT 1").Scan(&deep))
 	s, store := serveOn(as("patient_interactions", database)), must(OpenStore(always, as("patient_interactions", database)))
 	defer store.Close()
 	defer s.stop()
