@@ -25,7 +25,8 @@ import (
 
 const requestTimeout = 4 * time.Second // for a request as a whole; a doctor would have clicked again
 const maxBody = 128 << 10              // 10,000 characters, each escaped as two \uXXXX, and the rest of the body
-const maxSending = 128 << 20           // bytes of answers being written; beyond it, one over 64 KiB is refused. JSON makes up to 60 MB of a page
+const maxSending = 128 << 20           // bytes of answers being written; beyond it, one over smallAnswer is refused. JSON makes up to 60 MB of a page
+const smallAnswer = 64 << 10           // bytes; 50 entries of 1,000 characters always go out
 
 // operation is one row of the API. The mux and the OpenAPI document are both built from it.
 type operation struct {
@@ -137,7 +138,7 @@ func (w *response) json(status int, contentType string, v any) error {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
 	defer w.sending.Add(-int64(len(body)))
-	if w.sending.Add(int64(len(body))) > maxSending && len(body) > 64<<10 {
+	if w.sending.Add(int64(len(body))) > maxSending && len(body) > smallAnswer {
 		return refuse(503, "Too many large pages are on their way: repeat the request with a smaller limit.")
 	}
 	w.Header().Set("Content-Type", contentType)
