@@ -1,3 +1,5 @@
+// Patient-interactions is a backend with which doctors document interactions with patients and their outcome, see a
+// patient's whole history, and find patients by their current health status.
 package main
 
 import (
@@ -5,6 +7,7 @@ import (
 	"context"
 	_ "embed"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,10 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"os/user"
 	"path/filepath"
-	"regexp"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -30,191 +30,222 @@ var schemaSQL string
 //go:embed seed.sql
 var seedSQL string
 
-const readTimeout = 3 * time.Second   // headers and body, under requestTimeout; a slow client costs itself the connection
-const writeTimeout = 15 * time.Second // a slow reader as well
-const idleTimeout = 2 * time.Minute   // between two requests, longer than proxies keep a connection
-const stopTimeout = 8 * time.Second   // for requests in flight; Docker kills after 10
-const maxHeaderBytes = 16 << 10       // ten times what a browser sends
+const usage = `Usage: patient-interactions [-demo | -ready]
+
+Serves the database in DATABASE_URL, such as postgres://patient_interactions@localhost/clinic?pool_max_conns=16.
+Listens on ADDR, which is 127.0.0.1:8080 by default.
+
+`
+
+const (
+	readHeaderTimeout = 3 * time.Second
+	readTimeout       = 15 * time.Second // long notes may come over a slow connection
+	writeTimeout      = 30 * time.Second // so may the largest page go
+	idleTimeout       = 2 * time.Minute
+	stopTimeout       = 8 * time.Second // Docker kills a container 10 seconds after it asked it to stop
+	maxHeaderBytes    = 16 << 10
+)
 
 func main() {
-	debug.SetGCPercent(400)       // little is live and a page is garbage at once: collect each 16 MiB, not each 4
-	debug.SetMemoryLimit(1 << 29) // large pages for many clients are much garbage: beyond 512 MiB collect as soon as it grows
-	if err := run(context.Background(), os.Getenv, os.Args[1:]...); err != nil {
+	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-// run is the program. With the argument "ready" it only asks the running service whether it is.
-func run(ctx context.Context, getenv func(string) string, args ...string) error {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	addr := cmp.Or(getenv("ADDR"), "127.0.0.1:8080")
-	if len(args) == 1 && args[0] == "ready" {
-		return askReady(addr)
+func run(args []string) error {
+	flags := flag.NewFlagSet("patient-interactions", flag.ExitOnError)
+	demo := flags.Bool("demo", false, "start a throw-away PostgreSQL with sample data, and serve it instead of DATABASE_URL")
+	ready := flags.Bool("ready", false, "ask the service that listens on ADDR whether it is ready: exits with 0 or 1")
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), usage)
+		flags.PrintDefaults()
 	}
+	flags.Parse(args) // exits after -help or an unknown flag
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q: see -help", flags.Arg(0))
+	}
+
+	addr := cmp.Or(os.Getenv("ADDR"), "127.0.0.1:8080")
+	if *ready {
+		return checkReady(addr)
+	}
+	databaseURL := os.Getenv("DATABASE_URL")
+	if databaseURL == "" && !*demo {
+		return errors.New("set DATABASE_URL to a PostgreSQL database, or pass -demo to try the service with sample data")
+	}
+
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if *demo {
+		signals = append(signals, syscall.SIGHUP) // the terminal was closed
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), signals...)
+	defer cancel()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("cannot listen on %s: stop the program that does, or set ADDR to another address: %w", addr, err)
+		return fmt.Errorf("%w: set ADDR to another address, such as 127.0.0.1:8081", err)
 	}
-	databaseURL := getenv("DATABASE_URL")
-	if databaseURL == "" {
-		private, err := startPostgres(ctx, ".postgres", "")
+
+	if *demo {
+		server, err := startPostgres()
 		if err != nil {
-			return err
+			return fmt.Errorf("start a throw-away PostgreSQL: %w", err)
 		}
-		defer private.stop()
-		log.Info("started a private PostgreSQL", "folder", private.folder)
-		databaseURL = private.url + "&role=patient_interactions"
+		defer server.stop()
+		log.Info("started a throw-away PostgreSQL: its data is deleted when this program stops", "folder", server.folder)
+		if err := loadSampleData(server.address("postgres")); err != nil {
+			return fmt.Errorf("load schema.sql and seed.sql: %w", err)
+		}
+		databaseURL = server.address("patient_interactions") + "&pool_max_conns=16"
 	}
+
 	store, err := OpenStore(ctx, databaseURL)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	log.Info("serving", "url", "http://"+strings.Replace(listener.Addr().String(), "[::]", "127.0.0.1", 1)+"/docs/")
-	return serve(ctx, listener, newHandler(store, log))
+
+	log.Info("serving", "url", "http://"+listener.Addr().String()+"/docs/")
+	return serve(ctx, listener, newHandler(store, log), log)
 }
 
-// serve answers requests until ctx ends, and then those that are in flight.
-func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
-	server := &http.Server{Handler: handler, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes}
-	stopped := make(chan error, 1)
-	context.AfterFunc(ctx, func() {
-		grace, cancel := context.WithTimeout(context.Background(), stopTimeout)
-		defer cancel()
-		stopped <- server.Shutdown(grace)
-	})
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve: %w", err)
+// checkReady returns an error that says why the service on addr is not ready, or nil.
+func checkReady(addr string) error {
+	client := http.Client{
+		Timeout:   5 * time.Second,
+		Transport: &http.Transport{}, // unlike the default one, it ignores HTTP_PROXY
 	}
-	return <-stopped
-}
-
-// askReady is the health check of an image that has no shell.
-func askReady(addr string) error {
-	answer, err := http.Get("http://" + addr + "/readyz")
-	if err == nil && answer.StatusCode != http.StatusOK {
-		err = errors.New(answer.Status)
-	}
-	return err
-}
-
-// postgres is a private server, reached by a unix socket only.
-type postgres struct {
-	programs, folder, data, socket, url string
-	user                                *syscall.Credential // nil: the user who runs this program
-}
-
-// startPostgres starts the installed PostgreSQL with its data in folder, and loads schema and seed the first time. As
-// root, which PostgreSQL refuses, it runs as the user postgres with the data in that user's home, since that user may not
-// enter every folder.
-func startPostgres(ctx context.Context, folder, settings string) (*postgres, error) {
-	p := &postgres{programs: findPrograms()}
-	version, _ := exec.Command(filepath.Join(p.programs, "postgres"), "--version").Output()
-	major := regexp.MustCompile(`\d+`).FindString(string(version)) // postgres (PostgreSQL) 15.18 (Debian …)
-	if major == "" {
-		return nil, errors.New("PostgreSQL is not installed: run 'sudo apt-get install -y postgresql' (macOS: 'brew install postgresql'), or set DATABASE_URL")
-	}
-	if err := p.claim(folder); err != nil {
-		return nil, err
-	}
-	p.data, p.url = filepath.Join(p.folder, major), "postgres:///postgres?user=postgres&host="+url.QueryEscape(p.socket)
-	p.run("pg_ctl", "stop", "-D", p.data) // the one that a killed run left behind
-	err := p.initialize()
-	if err == nil {
-		err = p.run("pg_ctl", "start", "-D", p.data, "-l", filepath.Join(p.data, "server.log"), "-o", "-c listen_addresses= -c log_error_verbosity=terse -c unix_socket_directories="+p.socket+settings)
-	}
-	if err == nil {
-		err = load(ctx, p.url)
-	}
+	response, err := client.Get("http://" + addr + "/readyz")
 	if err != nil {
-		p.stop()
+		return fmt.Errorf("not ready: %w", err)
 	}
-	return p, err
-}
+	defer response.Body.Close()
 
-func (p *postgres) stop() {
-	p.run("pg_ctl", "stop", "-D", p.data) // one that does not run has stopped
-	os.RemoveAll(p.socket)
-}
-
-// findPrograms returns the folder of PostgreSQL's programs, or nothing.
-func findPrograms() string {
-	bindir, _ := exec.Command("pg_config", "--bindir").Output() // where there is one
-	folders := append(filepath.SplitList(os.Getenv("PATH")), strings.TrimSpace(string(bindir)),
-		"/usr/lib/postgresql/[1-9][0-9]/bin", "/opt/homebrew/opt/postgresql@[1-9][0-9]/bin", "/usr/local/opt/postgresql@[1-9][0-9]/bin")
-	for _, folder := range folders {
-		if found, _ := filepath.Glob(filepath.Join(folder, "initdb")); found != nil {
-			return filepath.Dir(found[len(found)-1]) // the newest
-		}
-	}
-	return ""
-}
-
-// claim makes the folder this program's alone, with a socket in a folder whose name is short enough for one, and hands
-// both to the user who runs PostgreSQL.
-func (p *postgres) claim(folder string) (err error) {
-	if p.folder, err = filepath.Abs(folder); err != nil {
-		return err
-	}
-	uid, gid := os.Getuid(), os.Getgid()
-	if uid == 0 {
-		owner, err := user.Lookup("postgres")
-		if err != nil {
-			return errors.New("PostgreSQL refuses to run as root and there is no user postgres: run as an ordinary user, or set DATABASE_URL")
-		}
-		fmt.Sscan(owner.Uid+" "+owner.Gid, &uid, &gid)
-		p.user = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-		p.folder = filepath.Join(owner.HomeDir, "patient-interactions-"+url.PathEscape(p.folder))
-	}
-	made := os.MkdirAll(p.folder, 0o700)
-	lock, err := syscall.Open(filepath.Join(p.folder, "lock"), syscall.O_CREAT|syscall.O_CLOEXEC, 0o600) // held as long as this process lives
-	if err != nil {
-		return errors.Join(made, err)
-	}
-	if syscall.Flock(lock, syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		return fmt.Errorf("another run of this program holds %s: stop it, or set DATABASE_URL", p.folder)
-	}
-	p.socket, err = os.MkdirTemp("", "patient-interactions")
-	return errors.Join(err, os.Chown(p.folder, uid, gid), os.Chown(p.socket, uid, gid))
-}
-
-// initialize makes the data the first time, whole or not at all: a killed initdb leaves half of it.
-func (p *postgres) initialize() error {
-	if _, err := os.Stat(p.data); err == nil {
-		return nil
-	}
-	fresh := p.data + ".new"
-	if err := errors.Join(os.RemoveAll(fresh), p.run("initdb", "-D", fresh, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C")); err != nil {
-		return err
-	}
-	return os.Rename(fresh, p.data)
-}
-
-// run runs one of PostgreSQL's programs, in a process group of its own, so that Ctrl-C reaches the service first.
-func (p *postgres) run(program string, args ...string) error {
-	cmd := exec.Command(filepath.Join(p.programs, program), args...)
-	cmd.Dir = "/" // the user postgres may not enter the checkout
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.user, Setpgid: true}
-	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(said)))
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("not ready: the service answered %s", response.Status)
 	}
 	return nil
 }
 
-// load loads schema and seed in one transaction, unless the tables are there.
-func load(ctx context.Context, databaseURL string) error {
-	conn, err := pgx.Connect(ctx, databaseURL)
+// serve answers requests until ctx is done. Then it waits for the requests in flight, for at most stopTimeout.
+func serve(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
+	server := &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+
+	log.Info("stopping")
+	grace, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	if err := server.Shutdown(grace); err != nil {
+		log.Warn("closing the connections that are still busy", "waited", stopTimeout)
+		server.Close()
+	}
+	return nil
+}
+
+// throwawayPostgres is a PostgreSQL server whose data ends with it. It listens on a unix socket in its folder, which only
+// its user may enter.
+type throwawayPostgres struct {
+	programs string // the folder of initdb and pg_ctl
+	folder   string
+}
+
+// startPostgres starts the installed PostgreSQL with new data in a temporary folder. The caller must stop it.
+func startPostgres() (*throwawayPostgres, error) {
+	programs, err := findPostgres()
+	if err != nil {
+		return nil, err
+	}
+	folder, err := os.MkdirTemp("", "patient-interactions-")
+	if err != nil {
+		return nil, err
+	}
+	p := &throwawayPostgres{programs, folder}
+	if err := p.start(); err != nil {
+		p.stop()
+		return nil, err
+	}
+	return p, nil
+}
+
+// findPostgres returns the folder of PostgreSQL's programs. Debian keeps them off the PATH, in a folder for each version.
+func findPostgres() (string, error) {
+	if initdb, err := exec.LookPath("initdb"); err == nil {
+		return filepath.Dir(initdb), nil
+	}
+	found, _ := filepath.Glob("/usr/lib/postgresql/[0-9][0-9]/bin/initdb")
+	if len(found) == 0 {
+		return "", errors.New("it is not installed: run 'sudo apt-get install -y postgresql', or use Docker, see README.md")
+	}
+	return filepath.Dir(found[len(found)-1]), nil // the newest
+}
+
+func (p *throwawayPostgres) start() error {
+	if os.Getuid() == 0 {
+		if err := exec.Command("chown", "postgres", p.folder).Run(); err != nil {
+			return fmt.Errorf("run it as an ordinary user, or add a user postgres: %w", err)
+		}
+	}
+	err := p.run("initdb", "-D", "data", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8")
 	if err != nil {
 		return err
 	}
-	defer conn.Close(context.Background())
-	var loaded bool
-	err = conn.QueryRow(ctx, "SELECT to_regclass('interactions') IS NOT NULL").Scan(&loaded)
-	if err == nil && !loaded {
-		_, err = conn.Exec(ctx, schemaSQL+seedSQL)
+	// No fsync, because the data need not survive a crash. Terse, because details of an error can contain notes.
+	settings := "-k '" + p.folder + "' -c listen_addresses= -c fsync=off -c log_error_verbosity=terse"
+	return p.run("pg_ctl", "start", "-D", "data", "-l", "log", "-o", settings)
+}
+
+// stop stops the server and deletes its folder. Errors do not matter: a server whose folder is gone ends by itself.
+func (p *throwawayPostgres) stop() {
+	p.run("pg_ctl", "stop", "-D", "data", "-m", "immediate")
+	os.RemoveAll(p.folder)
+}
+
+// address returns the connection string with which a user reaches the server.
+func (p *throwawayPostgres) address(user string) string {
+	return "postgres:///postgres?" + url.Values{"host": {p.folder}, "user": {user}}.Encode()
+}
+
+// run runs one of PostgreSQL's programs, which refuse to run as root. It gets a process group of its own, so that Ctrl-C
+// does not interrupt it.
+func (p *throwawayPostgres) run(program string, args ...string) error {
+	command := append([]string{filepath.Join(p.programs, program)}, args...)
+	if os.Getuid() == 0 {
+		command = append([]string{"runuser", "-u", "postgres", "--"}, command...)
 	}
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Dir = p.folder
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(output)))
+	}
+	return nil
+}
+
+// loadSampleData loads the schema and the sample data into an empty database.
+func loadSampleData(ownerURL string) error {
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, ownerURL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, schemaSQL+seedSQL)
 	return err
 }

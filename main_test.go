@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -64,19 +65,19 @@ func testAll(m *testing.M) (code int) {
 	interrupted, _ := signal.NotifyContext(always, os.Interrupt, syscall.SIGTERM)
 	cleanUp := dropDatabases
 	if server == "" {
-		private, err := startPostgres(always, filepath.Join(os.TempDir(), "patient-interactions-"+rand.Text()), " -c fsync=off -c max_connections=200")
+		throwaway, err := startPostgres()
 		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
+			fmt.Fprintln(os.Stderr, "start a PostgreSQL for the tests:", err)
 			return 1
 		}
-		server, cleanUp = private.url, func() { private.stop(); os.RemoveAll(private.folder) }
+		server, cleanUp = throwaway.address("postgres"), throwaway.stop
 	}
 	cleanUp = sync.OnceFunc(cleanUp)
 	defer cleanUp()
 	go func() { <-interrupted.Done(); ending.Lock(); cleanUp(); os.Exit(1) }()
 
 	admin = must(pgxpool.New(always, server))
-	must(0, load(always, newDatabase("template1", "seeded")))
+	must(0, loadSampleData(newDatabase("template1", "seeded")))
 	records = newDatabase(prefix+"seeded", "product")
 	must(admin.Exec(always, "ALTER DATABASE "+prefix+"product SET timezone = 'Pacific/Auckland'")) // nor this
 	owner = must(pgxpool.New(always, records+"&pool_max_conns=20"))
@@ -388,7 +389,7 @@ func TestSearchFindsAnyPartOfANameInAnyCase(t *testing.T) {
 	}
 	for search, want := range map[string]string{
 		tag + "Mesut": "Mesut Özil", "UT ÖZIL" + tag: "Mesut Özil", "özil" + strings.ToLower(tag): "Mesut Özil", tag + "STRAß": "Straße", tag + "ΣΊΣΥ": "Σίσυφος",
-		tag + "1": "100%, 1000", "0%" + tag: "100%", tag + "%d": "", tag + "a_b": "a_b", tag + `c\d`: `c\d`, // no character is a wildcard
+		tag + "1": "100%, 1000", "0%" + tag: "100%", tag + "a_b": "a_b", tag + `c\d`: `c\d`, // no character is a wildcard
 		tag + "jo ": "Jo Ann", " ann" + tag: "Jo Ann", tag + "JO": "Jo Ann, JoAnn", tag + " ": "", // blanks count
 	} {
 		require.Equal(t, want, found(read[PageOf[Patient]](t, "/patients?search="+url.QueryEscape(search)).Items, tag), search)
@@ -709,13 +710,13 @@ func TestInteractionOccursBetweenBirthAndFiveMinutesAhead(t *testing.T) {
 	ahead := time.Now().UTC().Truncate(time.Second).Add(5*time.Minute - 10*time.Second).Format(time.RFC3339)
 	for sent, kept := range map[string]string{
 		ahead:                  ahead,
-		"1980-01-01T00:00:00Z": "1980-01-01T00:00:00Z", "1979-12-31T22:30:00-01:30": "1980-01-01T00:00:00Z", // the first instant, here and elsewhere
+		"1979-12-31T10:00:00Z": "1979-12-31T10:00:00Z", "1980-01-01T00:00:00+14:00": "1979-12-31T10:00:00Z", // the first instant, here and elsewhere
 		"2024-05-13T11:30:00.1234569+02:00": "2024-05-13T09:30:00.123456Z",
 	} {
 		require.Contains(t, send(t, "POST", of(patient), entry("occurred_at", sent)).body, fmt.Sprintf(`"occurred_at":%q`, kept))
 	}
 	late := time.Now().Add(5*time.Minute + 10*time.Second).Format(time.RFC3339)
-	for _, sent := range []string{late, "9999-12-31T23:59:59Z", "1979-12-31T23:59:59.999999Z", "1980-01-01T01:00:00+02:00", "0001-01-01T00:00:00Z", "0000-01-01T00:00:00Z"} {
+	for _, sent := range []string{late, "9999-12-31T23:59:59Z", "1979-12-31T09:59:59.999999Z", "1979-12-31T11:59:59+02:00", "0001-01-01T00:00:00Z", "0000-01-01T00:00:00Z"} {
 		faulty(t, 422, "occurred_at", "POST", of(patient), entry("occurred_at", sent))
 	}
 }
@@ -727,7 +728,7 @@ func TestInteractionOccursNowUnlessItSaysWhen(t *testing.T) {
 	require.WithinRange(t, time.Time(made.OccurredAt), before, time.Now())
 	require.WithinDuration(t, time.Now(), time.Time(made.RecordedAt), time.Minute)
 	require.Regexp(t, `"recorded_at":"[^"]+Z"`, send(t, "GET", entryAt(patient, made.ID), "").body)
-	must(owner.Exec(always, "UPDATE patients SET birth_date = current_date + 2 WHERE id = $1", patient))
+	must(owner.Exec(always, "UPDATE patients SET birth_date = current_date + 3 WHERE id = $1", patient))
 	faulty(t, 422, "occurred_at", "POST", of(patient), entry()) // not born yet
 	faulty(t, 422, "occurred_at", "POST", amending(made), entry())
 }
@@ -1174,14 +1175,14 @@ func TestSchemaRefusesEveryWriterWhatTheServiceRefuses(t *testing.T) {
 		{"patients_pkey", "patients", "id=1"},
 		{"patient_name_not_blank", "patients", "name=' '"},
 		{"birth_date_has_four_digit_year", "patients", "birth_date='10000-01-01'", "birth_date='0001-12-31 BC'", "birth_date='infinity'"},
-		{"unknown_without_interaction", "patients", "health_status='healthy'", "last_interaction_at=now()"},
+		{"unknown_only_without_interactions", "patients", "health_status='healthy'", "last_interaction_at=now()"},
 		{"enum health_status", "patients", "health_status='ill'"},
 		{"interactions_pkey", "interactions", "id=1"},
 		{"interactions_patient", "interactions", "patient_id=999999"},
 		{"interactions_doctor", "interactions", "doctor_id=999999"},
 		{"interactions_amends", "interactions", "amends=2"}, // another patient's
 		{"interactions_amended_once", "interactions", "amends=57;patient_id=5"},
-		{"amends_an_earlier_entry", "interactions", "id=999999;amends=999999"},
+		{"amends_an_earlier_interaction", "interactions", "id=999999;amends=999999"},
 		{"only_an_amendment_strikes_out", "interactions", "outcome='entered_in_error'"},
 		{"enum outcome", "interactions", "outcome='ill'"},
 		{"interactions_idempotency_key", "interactions", fmt.Sprintf("idempotency_key='k';patient_id=%d", patient)},
@@ -1244,7 +1245,7 @@ func TestNobodyChangesWhatWasDocumentedAndTheServiceNothingAtAll(t *testing.T) {
 	require.Equal(t, `{"search_path=public, pg_temp"}`, queried(t, "SELECT string_agg(proconfig::text, ' ') FROM pg_proc WHERE prosecdef"), "what runs as owner sees only its tables")
 	require.Equal(t, "INSERT interactions.amends, INSERT interactions.doctor_id, INSERT interactions.idempotency_key, INSERT interactions.notes, INSERT interactions.occurred_at, "+
 		"INSERT interactions.outcome, INSERT interactions.patient_id, SELECT doctors, SELECT interactions, SELECT patients", queried(t, `SELECT string_agg(DISTINCT privilege_type || ' ' || table_name ||
-		CASE privilege_type WHEN 'SELECT' THEN '' ELSE '.' || column_name END, ', ') FROM information_schema.column_privileges WHERE grantee IN ('patient_interactions', 'PUBLIC') AND table_schema = 'public'`))
+		CASE privilege_type WHEN 'SELECT' THEN '' ELSE '.' || column_name END, ', ') FROM information_schema.column_privileges WHERE grantee IN ('patient_interactions', 'PUBLIC') AND table_schema = 'public' AND table_name !~ '_interactions'`))
 }
 
 func TestHealthStatusStaysRightWhateverASecondWriterDoes(t *testing.T) {
@@ -1402,94 +1403,331 @@ func TestFiveHundredRandomOperationsAnswerAsAModelDoes(t *testing.T) {
 	}
 }
 
-// Processes
+// The rules of the schema, tried by a second writer
 
-// program is the service as a process of its own, in a folder of its own.
+func TestBirthDate(t *testing.T) {
+	t.Parallel()
+	const insert = `INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, amends)
+	                VALUES ($1, 1, $2, $3, 'secret', $4) RETURNING id`
+	newPatientBorn := func(birthDate string) (id int64) {
+		insertPatient := "INSERT INTO patients (name, birth_date) VALUES ('Birgit', $1::date) RETURNING id"
+		require.NoError(t, owner.QueryRow(t.Context(), insertPatient, birthDate).Scan(&id))
+		return id
+	}
+
+	t.Run("an interaction can occur once the day has begun in some time zone", func(t *testing.T) {
+		patient := newPatientBorn("2024-05-14")
+
+		_, err := owner.Exec(t.Context(), insert, patient, "2024-05-13T10:00:00Z", "healthy", nil)
+
+		require.NoError(t, err)
+	})
+
+	t.Run("an interaction a microsecond earlier is refused without naming the date", func(t *testing.T) {
+		patient := newPatientBorn("2024-05-14")
+
+		_, err := owner.Exec(t.Context(), insert, patient, "2024-05-13T09:59:59.999999Z", "healthy", nil)
+
+		refused, ok := errors.AsType[*pgconn.PgError](err)
+		require.True(t, ok)
+		require.Equal(t, "23514", refused.Code)
+		require.Equal(t, `new interaction violates "occurred_at_not_before_birth"`, refused.Message)
+		require.Empty(t, refused.Detail)
+	})
+
+	t.Run("an interaction can be struck out after the birth date was corrected", func(t *testing.T) {
+		patient := newPatientBorn("1980-01-01")
+		var wrong int64
+		err := owner.QueryRow(t.Context(), insert, patient, "2024-01-01T00:00:00Z", "unhealthy", nil).Scan(&wrong)
+		require.NoError(t, err)
+		_, err = owner.Exec(t.Context(), "UPDATE patients SET birth_date = '2024-02-01' WHERE id = $1", patient)
+		require.NoError(t, err)
+
+		_, err = owner.Exec(t.Context(), insert, patient, "2024-01-01T00:00:00Z", "entered_in_error", wrong)
+
+		require.NoError(t, err)
+	})
+}
+
+// The program as a process
+
+func TestStart(t *testing.T) {
+	t.Parallel()
+
+	t.Run("without a database says what to set", func(t *testing.T) {
+		code, output := runProgram(t, nil)
+
+		require.Equal(t, 1, code)
+		require.Equal(t, "set DATABASE_URL to a PostgreSQL database, or pass -demo to try the service with sample data\n", output)
+	})
+
+	t.Run("with -help prints the usage", func(t *testing.T) {
+		code, output := runProgram(t, []string{"-help"}, "DATABASE_URL="+served)
+
+		require.Equal(t, 0, code)
+		require.Contains(t, output, "Usage: patient-interactions")
+	})
+
+	t.Run("with an unknown flag prints the usage", func(t *testing.T) {
+		code, output := runProgram(t, []string{"-dmeo"}, "DATABASE_URL="+served)
+
+		require.Equal(t, 2, code)
+		require.Contains(t, output, "Usage: patient-interactions")
+	})
+
+	t.Run("with an argument that is no flag refers to -help", func(t *testing.T) {
+		code, output := runProgram(t, []string{"demo"}, "DATABASE_URL="+served)
+
+		require.Equal(t, 1, code)
+		require.Equal(t, "unexpected argument \"demo\": see -help\n", output)
+	})
+
+	t.Run("with a malformed DATABASE_URL names it", func(t *testing.T) {
+		code, output := runProgram(t, nil, "DATABASE_URL=postgres://%zz")
+
+		require.Equal(t, 1, code)
+		require.Contains(t, output, "read DATABASE_URL: ")
+		require.Equal(t, 1, strings.Count(output, "\n"))
+	})
+
+	t.Run("on a port that is taken says what to set", func(t *testing.T) {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer listener.Close()
+		addr := listener.Addr().String()
+
+		code, output := runProgram(t, nil, "DATABASE_URL="+served, "ADDR="+addr)
+
+		require.Equal(t, 1, code)
+		require.Equal(t, "listen tcp "+addr+": bind: address already in use: "+
+			"set ADDR to another address, such as 127.0.0.1:8081\n", output)
+	})
+
+	t.Run("succeeds while the database is away", func(t *testing.T) {
+		p := startProgram(t, nil, "DATABASE_URL=postgres://127.0.0.1:1/nothing?sslmode=disable")
+
+		require.Equal(t, 200, send(t, "GET", p.url+"/livez", "").StatusCode)
+	})
+}
+
+func TestReadyFlag(t *testing.T) {
+	t.Parallel()
+	addressOf := func(p *program) string { return strings.TrimPrefix(p.url, "http://127.0.0.1") } // such as :8080
+
+	t.Run("succeeds beside a service that is ready, whatever proxy is set", func(t *testing.T) {
+		p := startProgram(t, nil, "DATABASE_URL="+served)
+
+		code, output := runProgram(t, []string{"-ready"}, "ADDR="+addressOf(p), "HTTP_PROXY=http://127.0.0.1:9")
+
+		require.Equal(t, 0, code)
+		require.Empty(t, output)
+	})
+
+	t.Run("fails beside a service without a database", func(t *testing.T) {
+		p := startProgram(t, nil, "DATABASE_URL=postgres://127.0.0.1:1/nothing?sslmode=disable")
+
+		code, output := runProgram(t, []string{"-ready"}, "ADDR="+addressOf(p))
+
+		require.Equal(t, 1, code)
+		require.Equal(t, "not ready: the service answered 503 Service Unavailable\n", output)
+	})
+
+	t.Run("fails without a service", func(t *testing.T) {
+		code, output := runProgram(t, []string{"-ready"}, "ADDR=127.0.0.1:1")
+
+		require.Equal(t, 1, code)
+		require.Contains(t, output, "not ready: ")
+		require.Contains(t, output, "connection refused")
+		require.Equal(t, 1, strings.Count(output, "\n"))
+	})
+}
+
+func TestStop(t *testing.T) {
+	t.Parallel()
+
+	t.Run("answers the requests in flight first", func(t *testing.T) {
+		t.Parallel()
+		patient := newPatient(t, t.Name())
+		p := startProgram(t, nil, "DATABASE_URL="+served)
+		upload := startUpload(t, p.url+of(patient))
+		require.NoError(t, p.Process.Signal(syscall.SIGTERM))
+		require.Eventually(t, func() bool {
+			_, err := try(t, "GET", p.url+"/livez", "")
+			return err != nil
+		}, 5*time.Second, time.Millisecond, "it should accept no new connection")
+
+		upload.finish()
+
+		require.Equal(t, 201, <-upload.status)
+		require.NoError(t, p.Wait(), "it should exit with 0")
+		require.Len(t, historyOf(t, patient, ""), 1)
+	})
+
+	t.Run("closes connections that are busy for longer than 8 seconds", func(t *testing.T) {
+		t.Parallel()
+		p := startProgram(t, nil, "DATABASE_URL="+served)
+		upload := startUpload(t, p.url+of(1))
+		stopped := time.Now()
+		require.NoError(t, p.Process.Signal(os.Interrupt))
+
+		require.NoError(t, p.Wait(), "it should exit with 0")
+		require.WithinRange(t, time.Now(), stopped.Add(stopTimeout), stopped.Add(stopTimeout+2*time.Second))
+		require.Contains(t, p.log(), "closing the connections that are still busy")
+		upload.finish()
+		require.Zero(t, <-upload.status, "the client should get no answer")
+	})
+}
+
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	if _, err := findPostgres(); err != nil {
+		code, output := runProgram(t, []string{"-demo"})
+		require.Equal(t, 1, code)
+		require.Contains(t, output, "run 'sudo apt-get install -y postgresql'")
+		return
+	}
+
+	t.Run("serves the sample data as the role patient_interactions", func(t *testing.T) {
+		t.Parallel()
+		p := startProgram(t, []string{"-demo"})
+
+		require.Len(t, read[PageOf[Patient]](t, p.url+"/patients").Items, 12)
+		conn := p.connectToDemo(t)
+		var users, verbosity string
+		err := conn.QueryRow(t.Context(), `SELECT string_agg(DISTINCT usename, ','), current_setting('log_error_verbosity')
+			FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()`).Scan(&users, &verbosity)
+		require.NoError(t, err)
+		require.Equal(t, "patient_interactions", users)
+		require.Equal(t, "terse", verbosity, "details would write notes to PostgreSQL's log")
+	})
+
+	for name, signal := range map[string]os.Signal{
+		"leaves no process and no folder after Ctrl-C":                  os.Interrupt,
+		"leaves no process and no folder after SIGTERM":                 syscall.SIGTERM,
+		"leaves no process and no folder after its terminal was closed": syscall.SIGHUP,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := startProgram(t, []string{"-demo"})
+			conn := p.connectToDemo(t)
+
+			require.NoError(t, p.Process.Signal(signal))
+
+			require.NoError(t, p.Wait(), "it should exit with 0")
+			require.NoDirExists(t, p.demoFolder(t))
+			require.Error(t, conn.Ping(t.Context()), "PostgreSQL should be gone")
+		})
+	}
+}
+
+// program is the service as a process of its own.
 type program struct {
 	*exec.Cmd
-	url, log string
+	url     string
+	logFile string
 }
 
-func (p *program) said() string { return string(must(os.ReadFile(p.log))) }
-
-func command(t testing.TB, folder, address, database string, arguments ...string) *program {
+func newProgram(t testing.TB, args []string, env ...string) *program {
 	t.Helper()
-	p := &program{Cmd: exec.Command(must(os.Executable()), arguments...), log: filepath.Join(t.TempDir(), "log")}
-	p.Dir, p.Stderr = folder, must(os.Create(p.log))
-	p.Env = append(os.Environ(), "RUN_PROGRAM=1", "ADDR="+address, "DATABASE_URL="+database)
+	executable, err := os.Executable()
+	require.NoError(t, err)
+	logFile, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	require.NoError(t, err)
+	t.Cleanup(func() { logFile.Close() })
+
+	p := &program{Cmd: exec.Command(executable, args...), logFile: logFile.Name()}
+	p.Stdout, p.Stderr = logFile, logFile
+	p.Env = append(os.Environ(), "RUN_PROGRAM=1", "ADDR=127.0.0.1:0", "DATABASE_URL=") // the last value of a name counts
+	p.Env = append(p.Env, env...)
 	return p
 }
 
-// start starts the program and waits until it says where it serves.
-func start(t testing.TB, folder, database string) *program {
+// startProgram starts the service and waits until it serves.
+func startProgram(t testing.TB, args []string, env ...string) *program {
 	t.Helper()
-	p := command(t, folder, "127.0.0.1:0", database)
+	p := newProgram(t, args, env...)
 	require.NoError(t, p.Start())
-	t.Cleanup(func() { p.Process.Kill(); p.Wait() })
+	t.Cleanup(func() {
+		p.Process.Signal(syscall.SIGTERM) // unlike SIGKILL, it ends PostgreSQL too
+		p.Wait()
+	})
+	serving := regexp.MustCompile(`url=(http://[0-9.:]+)/docs/`)
 	require.Eventually(t, func() bool {
-		_, said, _ := strings.Cut(p.said(), "url=")
-		address, _, serves := strings.Cut(said, "/docs/")
-		p.url = address
-		return serves
-	}, time.Minute, 5*time.Millisecond)
+		found := serving.FindStringSubmatch(p.log())
+		if found != nil {
+			p.url = found[1]
+		}
+		return found != nil
+	}, 20*time.Second, 5*time.Millisecond)
 	return p
 }
 
-// fails runs the program to its end, which is one sentence and the exit code 1.
-func fails(t testing.TB, p *program, because string) {
+// runProgram runs the program to its end.
+func runProgram(t testing.TB, args []string, env ...string) (exitCode int, output string) {
 	t.Helper()
+	p := newProgram(t, args, env...)
 	require.NoError(t, p.Start())
-	defer time.AfterFunc(time.Minute, func() { p.Process.Kill() }).Stop() // where it goes on instead
-	require.Error(t, p.Wait())
-	require.Equal(t, 1, p.ProcessState.ExitCode())
-	require.Contains(t, p.said(), because)
-	require.Equal(t, 1, strings.Count(p.said(), "\n"), p.said())
+	defer time.AfterFunc(20*time.Second, func() { p.Process.Kill() }).Stop()
+	p.Wait()
+	return p.ProcessState.ExitCode(), p.log()
 }
 
-func ends(t testing.TB, p *program, by os.Signal) {
+func (p *program) log() string {
+	text, _ := os.ReadFile(p.logFile)
+	return string(text)
+}
+
+func (p *program) demoFolder(t testing.TB) string {
 	t.Helper()
-	require.NoError(t, p.Process.Signal(by))
-	require.NoError(t, p.Wait(), "exit code 0")
+	found := regexp.MustCompile(`folder=(\S+)`).FindStringSubmatch(p.log())
+	require.NotNil(t, found)
+	return found[1]
 }
 
-func TestRequestInFlightIsAnsweredBeforeTheProgramEnds(t *testing.T) {
-	patient := alone(t)
-	p, answered := start(t, t.TempDir(), served), make(chan bool, 1)
-	body, sent := io.Pipe()
-	r := must(http.NewRequest("POST", p.url+of(patient), body))
-	r.Header = http.Header{"Content-Type": {"application/json"}, "Expect": {"100-continue"}}
+// connectToDemo connects to the throw-away PostgreSQL as its owner.
+func (p *program) connectToDemo(t testing.TB) *pgx.Conn {
+	t.Helper()
+	server := throwawayPostgres{folder: p.demoFolder(t)}
+	conn, err := pgx.Connect(t.Context(), server.address("postgres"))
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+// upload is a request that the service has begun to read.
+type upload struct {
+	finish func()
+	status chan int // that of the answer, or 0 without one
+}
+
+func startUpload(t testing.TB, url string) *upload {
+	t.Helper()
+	body, writer := io.Pipe()
+	request, err := http.NewRequest("POST", url, body)
+	require.NoError(t, err)
+	request.Header = http.Header{"Content-Type": {"application/json"}, "Expect": {"100-continue"}}
+
+	status := make(chan int, 1)
 	go func() {
-		a, err := (&http.Transport{ExpectContinueTimeout: time.Minute}).RoundTrip(r)
-		answered <- err == nil && a.StatusCode == 201
+		response, err := (&http.Transport{ExpectContinueTimeout: time.Minute}).RoundTrip(request)
+		if err != nil {
+			status <- 0
+			return
+		}
+		response.Body.Close()
+		status <- response.StatusCode
 	}()
-	sent.Write([]byte(entry())) // returns when the service has asked for the body
-	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
-	require.Eventually(t, func() bool { _, err := try(t, "GET", p.url+"/livez", ""); return err != nil }, 4*time.Second, time.Millisecond)
-	sent.Close()
-	require.True(t, <-answered)
-	require.NoError(t, p.Wait(), "exit code 0")
-	require.Len(t, historyOf(t, patient, ""), 1)
-}
-
-func TestProgramStartsWhileTheDatabaseIsAwayAndTellsWhetherItIsReady(t *testing.T) {
-	t.Parallel()
-	away, there := start(t, t.TempDir(), "postgres://127.0.0.1:1/nothing?sslmode=disable"), start(t, t.TempDir(), served)
-	require.Equal(t, 200, send(t, "GET", away.url+"/livez", "").StatusCode)
-	fails(t, command(t, ".", away.url[7:], "", "ready"), "503")
-	require.NoError(t, command(t, ".", there.url[7:], "", "ready").Run())
-	fails(t, command(t, ".", there.url[7:], ""), "cannot listen on "+there.url[7:]+": stop the program that does, or set ADDR to another address")
-	ends(t, there, os.Interrupt)
-	fails(t, command(t, ".", there.url[7:], "", "ready"), "refused")
-	fails(t, command(t, ".", "127.0.0.1:0", "postgres://%zz"), "DATABASE_URL")
+	_, err = writer.Write([]byte(entry())) // returns once the service has asked for the body
+	require.NoError(t, err)
+	return &upload{finish: func() { writer.Close() }, status: status}
 }
 
 func TestClientThatIsSlowOrSendsTooLargeAHeaderCostsItselfTheConnection(t *testing.T) {
 	t.Parallel()
-	p := start(t, t.TempDir(), served)
+	p := startProgram(t, nil, "DATABASE_URL="+served)
 	for sent, want := range map[string]string{
 		"GET /livez HTTP/1.1\r\nHost: x\r\n": "", // and no more
-		"POST /patients/1/interactions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{": " 400 ",
-		"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 2*maxHeaderBytes) + "\r\n\r\n":                         " 431 ",
+		"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 2*maxHeaderBytes) + "\r\n\r\n": " 431 ",
 	} {
 		c := must(net.Dial("tcp", p.url[7:]))
 		defer c.Close()
@@ -1518,42 +1756,6 @@ func TestSlowReadersOfLargePagesLeaveMemoryForOthers(t *testing.T) {
 	require.Len(t, historyOf(t, patient, "limit=1"), 1)
 	must(io.Copy(io.Discard, io.MultiReader(slow...)))
 	require.Equal(t, 200, send(t, "GET", large, "").StatusCode)
-}
-
-func TestPrivatePostgreSQLKeepsItsDataFromRunToRun(t *testing.T) {
-	t.Parallel()
-	folder := t.TempDir()
-	if findPrograms() == "" {
-		fails(t, command(t, folder, "127.0.0.1:0", ""), "PostgreSQL is not installed: run 'sudo apt-get install -y postgresql'")
-		return
-	}
-	p := start(t, folder, "")
-	private := regexp.MustCompile(`folder=(\S+)`).FindStringSubmatch(p.said())[1]
-	lockFile := func(line string) string { // of its PostgreSQL, if that runs: 1 is the process, 5 the folder of the socket
-		said, _ := exec.Command("sh", "-c", "sed -n "+line+"p '"+private+"'/*/postmaster.pid").Output()
-		return strings.TrimSpace(string(said))
-	}
-	t.Cleanup(func() { exec.Command("kill", "-INT", lockFile("1")).Run(); os.RemoveAll(private) })
-	require.Len(t, read[PageOf[Patient]](t, p.url+"/patients").Items, 12, "the seed")
-	first := write(t, p.url+of(12), entry())
-	fails(t, command(t, folder, "127.0.0.1:0", ""), "another run of this program holds "+private)
-	conn, verbosity := must(pgx.Connect(always, "user=postgres host="+lockFile("5"))), ""
-	must(0, conn.QueryRow(always, "SHOW log_error_verbosity").Scan(&verbosity))
-	must(0, conn.Close(always))
-	require.Equal(t, "terse", verbosity, "a DETAIL would write notes to the log")
-	ends(t, p, os.Interrupt)
-
-	p = start(t, folder, "")
-	second := write(t, p.url+of(12), entry())
-	require.NoError(t, p.Process.Kill())
-	p.Wait()
-	require.NotEmpty(t, lockFile("1"), "its PostgreSQL goes on")
-	defer os.RemoveAll(lockFile("5"))
-
-	p = start(t, folder, "")
-	require.Equal(t, []Interaction{second, first}, read[PageOf[Interaction]](t, p.url+of(12)).Items)
-	ends(t, p, syscall.SIGTERM)
-	require.Empty(t, lockFile("1"), "it stops with the program")
 }
 
 // Anything at all

@@ -91,7 +91,7 @@ const isCurrent = `i.outcome <> 'entered_in_error'
 // ListPatients pages through the patients by name.
 func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (PageOf[Patient], error) {
 	f := filter{args: []any{in.Limit + 1}}
-	f.and(in.Search != "", `lower(p.name) LIKE lower($%d COLLATE "und-x-icu")`, "%"+escapeLike.Replace(in.Search)+"%")
+	f.and(in.Search != "", "p.search_name LIKE searchable($%d)", "%"+escapeLike.Replace(in.Search)+"%")
 	f.and(in.HealthStatus != "", "p.health_status = $%d", in.HealthStatus)
 	f.and(in.DoctorID > 0, `p.id IN (SELECT i.patient_id FROM interactions i WHERE i.doctor_id = $%d AND i.outcome <> 'entered_in_error'
 		AND NOT EXISTS (SELECT 1 FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id))`, in.DoctorID)
@@ -191,7 +191,7 @@ WITH new AS (
     LEFT JOIN interactions amended ON amended.patient_id = p.id AND amended.id = $3
     WHERE     p.id = $1
       AND     amended.id IS NOT DISTINCT FROM $3
-      AND     p.birth_date <= (coalesce($4, amended.occurred_at, $5) AT TIME ZONE 'UTC')::date
+      AND     ($7::outcome = 'entered_in_error' OR coalesce($4, amended.occurred_at, $5) >= (p.birth_date::timestamp - interval '14 hours') AT TIME ZONE 'UTC')
     ON CONFLICT DO NOTHING
     RETURNING *
 )
@@ -202,7 +202,7 @@ FROM   new JOIN doctors d ON d.id = new.doctor_id`
 // whether it came of the same request. Its empty message makes it end, as a write does, only when a synchronous standby has
 // all that it saw: PostgreSQL keeps an entry whose wait for the standby was cut short.
 const obstaclesQuery = `
-SELECT    p.birth_date::text, p.birth_date <= (coalesce($4, amended.occurred_at, $5) AT TIME ZONE 'UTC')::date AS born,
+SELECT    p.birth_date::text, ($7::outcome = 'entered_in_error' OR coalesce($4, amended.occurred_at, $5) >= (p.birth_date::timestamp - interval '14 hours') AT TIME ZONE 'UTC') AS born,
           d.id IS NOT NULL AS doctor_exists, amended.id IS NOT NULL AS amended_exists, later.id AS amended_by,
           i.doctor_id = $2 AND i.amends IS NOT DISTINCT FROM $3 AND coalesce(i.occurred_at = $4, true) AND i.outcome = $7 AND i.notes = $8 AS same,
           CASE WHEN i.id IS NOT NULL THEN jsonb_build_object(
