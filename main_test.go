@@ -70,14 +70,14 @@ func testAll(m *testing.M) (code int) {
 			fmt.Fprintln(os.Stderr, "start a PostgreSQL for the tests:", err)
 			return 1
 		}
-		server, cleanUp = throwaway.address("postgres"), throwaway.stop
+		server, cleanUp = throwaway.url("postgres"), throwaway.stop
 	}
 	cleanUp = sync.OnceFunc(cleanUp)
 	defer cleanUp()
 	go func() { <-interrupted.Done(); ending.Lock(); cleanUp(); os.Exit(1) }()
 
 	admin = must(pgxpool.New(always, server))
-	must(0, loadSampleData(newDatabase("template1", "seeded")))
+	must(0, loadSchemaAndSeed(newDatabase("template1", "seeded")))
 	records = newDatabase(prefix+"seeded", "product")
 	must(admin.Exec(always, "ALTER DATABASE "+prefix+"product SET timezone = 'Pacific/Auckland'")) // nor this
 	owner = must(pgxpool.New(always, records+"&pool_max_conns=20"))
@@ -1240,7 +1240,7 @@ func TestNobodyChangesWhatWasDocumentedAndTheServiceNothingAtAll(t *testing.T) {
 		"INSERT INTO patients (name, birth_date) VALUES ('x', '2000-01-01')", "INSERT INTO doctors (name, specialty) VALUES ('x', 'x')",
 		"INSERT INTO interactions (id, patient_id, doctor_id, occurred_at, outcome, notes) OVERRIDING SYSTEM VALUE VALUES (999999, 1, 1, now(), 'healthy', 'x')",
 		"INSERT INTO interactions (recorded_at, patient_id, doctor_id, occurred_at, outcome, notes) VALUES (now(), 1, 1, now(), 'healthy', 'x')",
-		"CREATE TABLE public.x ()", "SET session_replication_role = replica", "SELECT setval('interactions_id_seq', 1)", "SELECT FROM patients FOR UPDATE")
+		"CREATE TABLE public.x ()", "CREATE TEMP TABLE x (); CREATE TRIGGER x AFTER INSERT ON x FOR EACH ROW EXECUTE FUNCTION apply_interaction()", "SET session_replication_role = replica", "SELECT setval('interactions_id_seq', 1)", "SELECT FROM patients FOR UPDATE")
 	refuses("must be owner", service, "DROP TABLE interactions", "ALTER TABLE interactions DISABLE TRIGGER ALL", "DROP TRIGGER interactions_append_only ON interactions", "DROP FUNCTION refuse_change CASCADE")
 	require.Equal(t, `{"search_path=public, pg_temp"}`, queried(t, "SELECT string_agg(proconfig::text, ' ') FROM pg_proc WHERE prosecdef"), "what runs as owner sees only its tables")
 	require.Equal(t, "INSERT interactions.amends, INSERT interactions.doctor_id, INSERT interactions.idempotency_key, INSERT interactions.notes, INSERT interactions.occurred_at, "+
@@ -1431,7 +1431,7 @@ func TestBirthDate(t *testing.T) {
 		refused, ok := errors.AsType[*pgconn.PgError](err)
 		require.True(t, ok)
 		require.Equal(t, "23514", refused.Code)
-		require.Equal(t, `new interaction violates "occurred_at_not_before_birth"`, refused.Message)
+		require.Equal(t, `interaction violates rule "occurred_at_not_before_birth"`, refused.Message)
 		require.Empty(t, refused.Detail)
 	})
 
@@ -1458,7 +1458,7 @@ func TestStart(t *testing.T) {
 		code, output := runProgram(t, nil)
 
 		require.Equal(t, 1, code)
-		require.Equal(t, "set DATABASE_URL to a PostgreSQL database, or pass -demo to try the service with sample data\n", output)
+		require.Equal(t, "set DATABASE_URL to a PostgreSQL database, or try the service with sample data: -demo\n", output)
 	})
 
 	t.Run("with -help prints the usage", func(t *testing.T) {
@@ -1602,9 +1602,9 @@ func TestDemo(t *testing.T) {
 	})
 
 	for name, signal := range map[string]os.Signal{
-		"leaves no process and no folder after Ctrl-C":                  os.Interrupt,
-		"leaves no process and no folder after SIGTERM":                 syscall.SIGTERM,
-		"leaves no process and no folder after its terminal was closed": syscall.SIGHUP,
+		"leaves no process and no directory after Ctrl-C":                  os.Interrupt,
+		"leaves no process and no directory after SIGTERM":                 syscall.SIGTERM,
+		"leaves no process and no directory after its terminal was closed": syscall.SIGHUP,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -1614,7 +1614,7 @@ func TestDemo(t *testing.T) {
 			require.NoError(t, p.Process.Signal(signal))
 
 			require.NoError(t, p.Wait(), "it should exit with 0")
-			require.NoDirExists(t, p.demoFolder(t))
+			require.NoDirExists(t, p.demoDir(t))
 			require.Error(t, conn.Ping(t.Context()), "PostgreSQL should be gone")
 		})
 	}
@@ -1677,9 +1677,9 @@ func (p *program) log() string {
 	return string(text)
 }
 
-func (p *program) demoFolder(t testing.TB) string {
+func (p *program) demoDir(t testing.TB) string {
 	t.Helper()
-	found := regexp.MustCompile(`folder=(\S+)`).FindStringSubmatch(p.log())
+	found := regexp.MustCompile(`dir=(\S+)`).FindStringSubmatch(p.log())
 	require.NotNil(t, found)
 	return found[1]
 }
@@ -1687,8 +1687,8 @@ func (p *program) demoFolder(t testing.TB) string {
 // connectToDemo connects to the throw-away PostgreSQL as its owner.
 func (p *program) connectToDemo(t testing.TB) *pgx.Conn {
 	t.Helper()
-	server := throwawayPostgres{folder: p.demoFolder(t)}
-	conn, err := pgx.Connect(t.Context(), server.address("postgres"))
+	server := throwawayPostgres{dir: p.demoDir(t)}
+	conn, err := pgx.Connect(t.Context(), server.url("postgres"))
 	require.NoError(t, err)
 	t.Cleanup(func() { conn.Close(context.Background()) })
 	return conn
@@ -1727,7 +1727,7 @@ func TestClientThatIsSlowOrSendsTooLargeAHeaderCostsItselfTheConnection(t *testi
 	p := startProgram(t, nil, "DATABASE_URL="+served)
 	for sent, want := range map[string]string{
 		"GET /livez HTTP/1.1\r\nHost: x\r\n": "", // and no more
-		"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 2*maxHeaderBytes) + "\r\n\r\n": " 431 ",
+		"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 32<<10) + "\r\n\r\n": " 431 ",
 	} {
 		c := must(net.Dial("tcp", p.url[7:]))
 		defer c.Close()
@@ -1810,7 +1810,7 @@ func BenchmarkOperations(b *testing.B) {
 		 FROM generate_series(13, 100012) p, generate_series(1, CASE WHEN p = 1000 THEN 20000 ELSE 10 END) n`,
 		`UPDATE patients p SET health_status = i.outcome::text::health_status, last_interaction_at = i.occurred_at
 		 FROM (SELECT DISTINCT ON (patient_id) * FROM interactions WHERE patient_id > 12 ORDER BY patient_id, occurred_at DESC, id DESC) i WHERE p.id = i.patient_id`,
-		"ALTER TABLE interactions ENABLE TRIGGER ALL, ENABLE ALWAYS TRIGGER interactions_append_only, ENABLE ALWAYS TRIGGER interactions_refresh_health_status",
+		"ALTER TABLE interactions ENABLE TRIGGER ALL, ENABLE ALWAYS TRIGGER interactions_append_only, ENABLE ALWAYS TRIGGER interactions_apply",
 		"VACUUM ANALYZE",
 	} {
 		must(conn.Exec(always, statement))

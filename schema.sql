@@ -1,17 +1,19 @@
--- Tables, and every rule that must hold no matter who writes.
+-- Tables, constraints and triggers: the rules that hold no matter who writes.
 --
--- Needs PostgreSQL 15 or newer with ICU, and a UTF-8 database whose LC_CTYPE is a UTF-8 locale, such as C.UTF-8.
--- Load it once, as an owner who may create roles:
+-- It needs PostgreSQL 15 or newer with ICU, and a UTF-8 database. LC_CTYPE must be a UTF-8 locale too, such as
+-- C.UTF-8, or pg_trgm does not recognize all letters. Load it once, into the schema public, as an owner who may
+-- create roles:
 --
---     psql --single-transaction -v ON_ERROR_STOP=1 -f schema.sql
+--     psql --single-transaction -v ON_ERROR_STOP=1 -f schema.sql "$OWNER_URL"
 
 CREATE EXTENSION IF NOT EXISTS pg_trgm;
 
 CREATE TYPE outcome       AS ENUM ('healthy', 'unhealthy', 'entered_in_error');
 CREATE TYPE health_status AS ENUM ('healthy', 'unhealthy', 'unknown');
 
--- searchable returns a text in the form in which names are searched: in lower case and without accents. Accented letters
--- are decomposed first, so that it does not matter how they were typed. Lower case has two forms of the Greek sigma.
+-- searchable returns a text in lower case and without accents, which is how names are compared in a search. It
+-- decomposes letters, so that é becomes e however it was typed, and removes the combining marks. Letters that cannot
+-- be decomposed, such as ø and ł, stay. The Greek final sigma becomes an ordinary one.
 CREATE FUNCTION searchable(value text) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN translate(
@@ -28,7 +30,7 @@ CREATE TABLE doctors (
               CONSTRAINT doctor_specialty_not_blank CHECK (specialty ~ '\S')
 );
 
--- health_status and last_interaction_at follow from the patient's interactions. Only the trigger below sets them.
+-- health_status and last_interaction_at are kept by the trigger below. Do not write them otherwise.
 CREATE TABLE patients (
     id                  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name                text COLLATE "und-x-icu" NOT NULL
@@ -42,7 +44,8 @@ CREATE TABLE patients (
     CONSTRAINT unknown_only_without_interactions CHECK ((health_status = 'unknown') = (last_interaction_at IS NULL))
 );
 
--- Keys start with patient_id, so that an amendment cannot cross patients and the rows of a patient can live on one shard.
+-- Keys start with patient_id: so an interaction can only amend one of the same patient, and all rows of a patient can
+-- be kept on one node of a distributed PostgreSQL.
 CREATE TABLE interactions (
     id              bigint GENERATED ALWAYS AS IDENTITY,
     patient_id      bigint NOT NULL
@@ -61,7 +64,7 @@ CREATE TABLE interactions (
                     CONSTRAINT amends_an_earlier_interaction CHECK (amends < id),
     idempotency_key text
                     CONSTRAINT idempotency_key_visible_ascii CHECK (idempotency_key ~ '^[!-~]{1,255}$'),
-    PRIMARY KEY (patient_id, id) INCLUDE (occurred_at), -- so that a cursor's position is read from the index alone
+    PRIMARY KEY (patient_id, id) INCLUDE (occurred_at), -- a cursor's position is read from this index alone
     CONSTRAINT interactions_amends FOREIGN KEY (patient_id, amends) REFERENCES interactions (patient_id, id),
     CONSTRAINT only_an_amendment_strikes_out CHECK (outcome <> 'entered_in_error' OR amends IS NOT NULL)
 );
@@ -85,7 +88,7 @@ SELECT i.*,
        (SELECT a.id FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id) AS amended_by
 FROM   interactions i;
 
--- The interactions that count: neither amended nor entered in error.
+-- The interactions that count: neither amended nor entered in error. It has the columns of all_interactions.
 CREATE VIEW current_interactions AS
 SELECT i.*,
        NULL::bigint AS amended_by
@@ -96,30 +99,30 @@ WHERE  i.outcome <> 'entered_in_error'
 -- Interactions are append-only.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'interactions are append-only: add an amendment instead' USING ERRCODE = 'restrict_violation';
+    RAISE EXCEPTION 'interactions are append-only: add an amendment instead';
 END $$;
 
 CREATE TRIGGER interactions_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON interactions
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
--- Checks a new interaction against the birth date, and updates the patient's health status. SECURITY DEFINER, because the
--- service's role may not update patients.
-CREATE FUNCTION update_patient() RETURNS trigger
+-- Checks a new interaction against the patient's birth date and updates the patient's health status. SECURITY DEFINER,
+-- because the service's role may not update patients.
+CREATE FUNCTION apply_interaction() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
-    birth_date date;
-    latest     record;
+    born   date;
+    latest record;
 BEGIN
-    -- Lock the patient, so that of two concurrent interactions the second sees the first in the next statement.
-    SELECT p.birth_date INTO birth_date FROM patients p WHERE p.id = NEW.patient_id FOR NO KEY UPDATE;
+    -- Lock the patient. The statements that follow then see every interaction that was committed before.
+    SELECT birth_date INTO born FROM patients WHERE id = NEW.patient_id FOR NO KEY UPDATE;
 
-    -- The birth date begins 14 hours earlier in the easternmost time zone than in UTC. An interaction can be struck out
-    -- whatever its date, because the birth date may have been corrected since. The message has no date, because
-    -- messages are logged.
+    -- A date begins 14 hours earlier in the easternmost time zone than in UTC. Striking out is always allowed,
+    -- because the birth date may have been corrected since. The message ends up in logs, so it does not contain the
+    -- date.
     IF NEW.outcome <> 'entered_in_error'
-       AND NEW.occurred_at < (birth_date::timestamp - interval '14 hours') AT TIME ZONE 'UTC' THEN
-        RAISE EXCEPTION 'new interaction violates "occurred_at_not_before_birth"' USING ERRCODE = 'check_violation';
+       AND NEW.occurred_at < (born::timestamp - interval '14 hours') AT TIME ZONE 'UTC' THEN
+        RAISE EXCEPTION 'interaction violates rule "occurred_at_not_before_birth"' USING ERRCODE = 'check_violation';
     END IF;
 
     SELECT   i.outcome::text::health_status AS status, i.occurred_at
@@ -129,24 +132,27 @@ BEGIN
     ORDER BY i.occurred_at DESC, i.id DESC
     LIMIT    1;
 
-    -- Update the row even if nothing changes: then a concurrent REPEATABLE READ transaction fails, instead of deciding
-    -- from an old snapshot.
+    -- Update the row even if nothing changes. Otherwise a concurrent REPEATABLE READ transaction would not fail, and
+    -- would compute the status without this interaction.
     UPDATE patients
     SET    health_status = coalesce(latest.status, 'unknown'), last_interaction_at = latest.occurred_at
     WHERE  id = NEW.patient_id;
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER interactions_update_patient
+REVOKE EXECUTE ON FUNCTION apply_interaction() FROM PUBLIC;
+
+CREATE TRIGGER interactions_apply
     AFTER INSERT ON interactions
-    FOR EACH ROW EXECUTE FUNCTION update_patient();
+    FOR EACH ROW EXECUTE FUNCTION apply_interaction();
 
--- ALWAYS: these triggers also fire while session_replication_role is 'replica'.
+-- ALWAYS, so that a session whose session_replication_role is 'replica' cannot bypass them.
 ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_append_only;
-ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_update_patient;
+ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_apply;
 
--- The service logs in as this role. It owns nothing: it may read, and insert the columns of an interaction that a request
--- provides. It has no password until the operator sets one. Roles belong to the server, so it may exist already.
+-- The service logs in as this role, which owns nothing. It may read, and insert the columns of an interaction that
+-- come from a request. It has no password until the operator sets one. Roles are shared by all databases of a server,
+-- so it may exist already.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'patient_interactions') THEN
