@@ -1,8 +1,9 @@
 # The database with the schema and sample data, which PostgreSQL loads when its volume is empty.
 FROM postgres:18-alpine AS db
+# --chmod, because PostgreSQL's user must be able to read them, whatever the umask of the checkout.
 COPY --chmod=644 schema.sql /docker-entrypoint-initdb.d/1-schema.sql
 COPY --chmod=644 seed.sql /docker-entrypoint-initdb.d/2-seed.sql
-# For development. docker-compose.yml has the same password.
+# The development password, as in docker-compose.yml.
 RUN echo "ALTER ROLE patient_interactions PASSWORD 'development';" > /docker-entrypoint-initdb.d/3-password.sql
 
 FROM golang:1.26-alpine AS source
@@ -24,7 +25,7 @@ FROM scratch AS service
 COPY --from=source /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /patient-interactions /
 USER 65532:65532
-# Collect garbage less often: less CPU time for each request, for some 10 MB of memory.
+# GOGC=400 collects garbage less often, which costs some 10 MB of memory and saves CPU time.
 ENV ADDR=:8080 GOGC=400
 EXPOSE 8080
 ENTRYPOINT ["/patient-interactions"]

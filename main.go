@@ -1,4 +1,4 @@
-// Patient-interactions is an HTTP service in which doctors document interactions with patients and the outcome of
+// Patient-interactions is an HTTP service for doctors. They document interactions with patients and the outcome of
 // each, see a patient's whole history, and find patients by their current health status.
 package main
 
@@ -32,80 +32,86 @@ var seedSQL string
 
 const usage = `Usage: patient-interactions [flags]
 
-DATABASE_URL names the database, for example postgres://patient_interactions@localhost/clinic?pool_max_conns=16.
-ADDR is the address to listen on, by default 127.0.0.1:8080.
+Environment variables:
+  ADDR
+    	the address to listen on (default 127.0.0.1:8080)
+  DATABASE_URL
+    	the database, such as postgres://patient_interactions@localhost/clinic?pool_max_conns=16
 
+Flags:
 `
 
-// stopTimeout is how long requests in flight may take once the program was told to stop. Docker kills after 10
-// seconds.
+// stopTimeout is how long requests in flight may take after the signal to stop. Docker kills 10 seconds after it.
 const stopTimeout = 8 * time.Second
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(args []string) error {
-	flags := flag.NewFlagSet("patient-interactions", flag.ExitOnError)
-	demo := flags.Bool("demo", false, "use a throwaway PostgreSQL with sample data instead of DATABASE_URL")
-	ready := flags.Bool("ready", false, "ask the service on ADDR whether it is ready, and exit with 0 or 1")
-	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), usage)
-		flags.PrintDefaults()
+func run() error {
+	demo := flag.Bool("demo", false, "use a throwaway PostgreSQL with sample data instead of DATABASE_URL")
+	ready := flag.Bool("ready", false, "ask the service on ADDR whether it is ready, and exit with 0 or 1")
+	flag.Usage = func() {
+		fmt.Fprint(flag.CommandLine.Output(), usage)
+		flag.PrintDefaults()
 	}
-	flags.Parse(args) // exits after -help or an unknown flag
-	if flags.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q: see -help", flags.Arg(0))
+	flag.Parse()
+	if flag.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q: see -help", flag.Arg(0))
 	}
 
 	addr := cmp.Or(os.Getenv("ADDR"), "127.0.0.1:8080")
-	if *ready {
-		return checkReady(addr)
-	}
 	databaseURL := os.Getenv("DATABASE_URL")
-	if databaseURL == "" && !*demo {
+	switch {
+	case *ready:
+		return checkReady(addr)
+	case *demo:
+		return runDemo(addr)
+	case databaseURL == "":
 		return errors.New("set DATABASE_URL to a PostgreSQL database, or try the service with sample data: -demo")
 	}
-
-	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if *demo {
-		// A closed terminal, or a pipe of the log that ends first, must not leave PostgreSQL behind.
-		signals = append(signals, syscall.SIGHUP)
-		signal.Ignore(syscall.SIGPIPE)
-	}
-	ctx, cancel := signal.NotifyContext(context.Background(), signals...)
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	return runService(ctx, addr, databaseURL)
+}
 
-	// Listen before PostgreSQL is started, which a port that is taken makes pointless.
-	listener, err := net.Listen("tcp", addr)
+// runDemo runs the service on a throwaway PostgreSQL with sample data.
+func runDemo(addr string) error {
+	// PostgreSQL must not be left behind when the terminal is closed, or when another program that reads the log ends.
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer cancel()
+	signal.Ignore(syscall.SIGPIPE)
+
+	postgres, err := startPostgres()
 	if err != nil {
-		return fmt.Errorf("%w: set ADDR to another address, such as 127.0.0.1:8081", err)
+		return fmt.Errorf("start a throwaway PostgreSQL: %w", err)
 	}
+	defer postgres.stop()
+	fmt.Fprintln(os.Stderr, "This is a demo. Its data is deleted when the program stops:", postgres.dir)
 
-	if *demo {
-		postgres, err := startPostgres()
-		if err != nil {
-			return fmt.Errorf("start a throwaway PostgreSQL: %w", err)
-		}
-		defer postgres.stop()
-		log.Info("started a throwaway PostgreSQL, which is deleted when this program stops", "dir", postgres.dir)
-		if err := loadSchemaAndSeed(postgres.url("postgres")); err != nil {
-			return fmt.Errorf("load schema.sql and seed.sql: %w", err)
-		}
-		databaseURL = postgres.url("patient_interactions") + "&pool_max_conns=16"
+	if err := loadSchemaAndSeed(postgres.databaseURL("postgres")); err != nil {
+		return fmt.Errorf("load schema.sql and seed.sql: %w", err)
 	}
+	return runService(ctx, addr, postgres.databaseURL("patient_interactions")+"&pool_max_conns=16")
+}
 
+// runService serves the database until ctx is done.
+func runService(ctx context.Context, addr, databaseURL string) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	store, err := OpenStore(ctx, databaseURL)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
 
-	log.Info("serving", "url", "http://"+listener.Addr().String()+"/docs/")
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("%w: set ADDR to another address, such as 127.0.0.1:8081", err)
+	}
+	log.Info("serving", "url", "http://"+strings.Replace(listener.Addr().String(), "[::]", "localhost", 1)+"/docs/")
 	return serve(ctx, listener, newHandler(store, log), log)
 }
 
@@ -113,7 +119,7 @@ func run(args []string) error {
 func checkReady(addr string) error {
 	client := http.Client{
 		Timeout:   5 * time.Second,
-		Transport: &http.Transport{}, // the default one would send a request for :8080 to HTTP_PROXY
+		Transport: &http.Transport{}, // unlike http.DefaultTransport, it has no proxy
 	}
 	response, err := client.Get("http://" + addr + "/readyz")
 	if err != nil {
@@ -157,8 +163,7 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 	return nil
 }
 
-// throwawayPostgres is a temporary PostgreSQL server. It keeps its data in dir and listens only on a unix socket
-// there.
+// throwawayPostgres is a temporary PostgreSQL server. Its data, its log and its unix socket are in dir.
 type throwawayPostgres struct {
 	binDir string // the directory of initdb and pg_ctl
 	dir    string
@@ -198,48 +203,50 @@ func findPostgres() (string, error) {
 func (p *throwawayPostgres) start() error {
 	if os.Getuid() == 0 {
 		if err := exec.Command("chown", "postgres", p.dir).Run(); err != nil {
-			return fmt.Errorf("run it as an ordinary user, or add a user postgres: %w", err)
+			return fmt.Errorf("to run as root, add a user postgres: %w", err)
 		}
 	}
-	err := p.exec("initdb", "-D", "data", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8")
+	// Trust is safe, because only the user who runs PostgreSQL can reach the socket in the directory.
+	err := p.run("initdb", "-D", ".", "--username=postgres", "--auth=trust", "--no-sync",
+		"--encoding=UTF8", "--locale=C.UTF-8")
 	if err != nil {
 		return err
 	}
-	// No fsync, because the data need not survive a crash. Terse, because details of an error can contain notes. The
-	// directory is in quotes, because pg_ctl hands the options to a shell.
-	options := "-k '" + p.dir + "' -c listen_addresses= -c fsync=off -c log_error_verbosity=terse"
-	return p.exec("pg_ctl", "start", "-D", "data", "-l", "log", "-o", options)
+	err = p.run("pg_ctl", "start", "-D", ".", "-l", "log", "-o", "-k . -c listen_addresses= -c fsync=off")
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(p.dir, "log"))
+		return fmt.Errorf("%w\n%s", err, log)
+	}
+	return nil
 }
 
-// stop stops the server and deletes its data. It ignores errors: the server may not run, and without its files it
-// stops within a minute.
+// stop stops the server and deletes its data. It ignores errors, because the server may not have started.
 func (p *throwawayPostgres) stop() {
-	p.exec("pg_ctl", "stop", "-D", "data", "-m", "immediate")
+	p.run("pg_ctl", "stop", "-D", ".", "-m", "immediate")
 	os.RemoveAll(p.dir)
 }
 
-// url returns the address of the server, to log in as user.
-func (p *throwawayPostgres) url(user string) string {
+// databaseURL returns the address with which a user logs in.
+func (p *throwawayPostgres) databaseURL(user string) string {
 	return "postgres:///postgres?" + url.Values{"host": {p.dir}, "user": {user}}.Encode()
 }
 
-// exec runs a program of PostgreSQL: as the user postgres if this program runs as root, which PostgreSQL refuses, and
-// in a process group of its own, so that Ctrl-C does not interrupt it.
-func (p *throwawayPostgres) exec(program string, args ...string) error {
+// run runs one of PostgreSQL's programs. They refuse to run as root, so root runs them as the user postgres.
+func (p *throwawayPostgres) run(program string, args ...string) error {
 	command := append([]string{filepath.Join(p.binDir, program)}, args...)
 	if os.Getuid() == 0 {
 		command = append([]string{"runuser", "-u", "postgres", "--"}, command...)
 	}
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Dir = p.dir
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(output)))
 	}
 	return nil
 }
 
-// loadSchemaAndSeed fills an empty database. It executes both files at once, which makes them one transaction.
+// loadSchemaAndSeed fills an empty database. Without arguments Exec sends both files as one query, which is one
+// transaction.
 func loadSchemaAndSeed(ownerURL string) error {
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, ownerURL)

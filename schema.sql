@@ -1,19 +1,20 @@
--- Tables, constraints and triggers: the rules that hold no matter who writes.
+-- The database schema. Its constraints and triggers bind every writer, not only the service.
 --
--- It needs PostgreSQL 15 or newer with ICU, and a UTF-8 database. LC_CTYPE must be a UTF-8 locale too, such as
--- C.UTF-8, or pg_trgm does not recognize all letters. Load it once, into the schema public, as an owner who may
--- create roles:
+-- The database needs PostgreSQL 15 or newer with ICU, the encoding UTF-8, and a UTF-8 locale as LC_CTYPE, such as
+-- C.UTF-8: without it pg_trgm indexes ASCII letters only. Load this file once, into the schema public, as an owner
+-- who may create roles:
 --
 --     psql --single-transaction -v ON_ERROR_STOP=1 -f schema.sql "$OWNER_URL"
 
 CREATE EXTENSION IF NOT EXISTS pg_trgm;
 
+-- Every outcome except entered_in_error is also a health status.
 CREATE TYPE outcome       AS ENUM ('healthy', 'unhealthy', 'entered_in_error');
 CREATE TYPE health_status AS ENUM ('healthy', 'unhealthy', 'unknown');
 
--- searchable returns a text in lower case and without accents, which is how names are compared in a search. It
--- decomposes letters, so that é becomes e however it was typed, and removes the combining marks. Letters that cannot
--- be decomposed, such as ø and ł, stay. The Greek final sigma becomes an ordinary one.
+-- searchable returns a text as names are searched: in lower case and without accents. Letters are decomposed, so that
+-- it does not matter how they were typed, and lose the combining marks U+0300 to U+036F. Letters that have no
+-- decomposition, such as ø and ł, stay. ς becomes σ, because a word may end where the name goes on.
 CREATE FUNCTION searchable(value text) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN translate(
@@ -21,7 +22,7 @@ CREATE FUNCTION searchable(value text) RETURNS text
         'ς', 'σ'
     );
 
--- Names are sorted by Unicode's root collation, whatever the locale of the database.
+-- Names of doctors and patients are sorted by Unicode's root collation, whatever the locale of the database.
 CREATE TABLE doctors (
     id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name      text COLLATE "und-x-icu" NOT NULL
@@ -30,7 +31,8 @@ CREATE TABLE doctors (
               CONSTRAINT doctor_specialty_not_blank CHECK (specialty ~ '\S')
 );
 
--- health_status and last_interaction_at are kept by the trigger below. Do not write them otherwise.
+-- health_status and last_interaction_at come from the current interaction that occurred last. A trigger keeps them,
+-- see below; never write them directly.
 CREATE TABLE patients (
     id                  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name                text COLLATE "und-x-icu" NOT NULL
@@ -41,11 +43,14 @@ CREATE TABLE patients (
                         CHECK (birth_date BETWEEN '0001-01-01' AND '9999-12-31'),
     health_status       health_status NOT NULL DEFAULT 'unknown',
     last_interaction_at timestamptz,
-    CONSTRAINT unknown_only_without_interactions CHECK ((health_status = 'unknown') = (last_interaction_at IS NULL))
+    CONSTRAINT unknown_has_no_last_interaction CHECK ((health_status = 'unknown') = (last_interaction_at IS NULL))
 );
 
--- Keys start with patient_id: so an interaction can only amend one of the same patient, and all rows of a patient can
--- be kept on one node of a distributed PostgreSQL.
+-- The history of all patients. Rows are never changed: a row with amends replaces that earlier row of the same
+-- patient, or only withdraws it if the outcome is entered_in_error. It can itself be amended in turn.
+--
+-- Every key starts with patient_id, so that an amendment cannot cross patients, and so that a distributed PostgreSQL
+-- can keep all rows of a patient on one node. Years have four digits, because RFC 3339 has no others.
 CREATE TABLE interactions (
     id              bigint GENERATED ALWAYS AS IDENTITY,
     patient_id      bigint NOT NULL
@@ -88,7 +93,8 @@ SELECT i.*,
        (SELECT a.id FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id) AS amended_by
 FROM   interactions i;
 
--- The interactions that count: neither amended nor entered in error. It has the columns of all_interactions.
+-- The interactions that count: neither amended nor entered in error. The columns are those of all_interactions, so
+-- that one query can read either view.
 CREATE VIEW current_interactions AS
 SELECT i.*,
        NULL::bigint AS amended_by
@@ -108,18 +114,17 @@ CREATE TRIGGER interactions_append_only
 
 -- Checks a new interaction against the patient's birth date and updates the patient's health status. SECURITY DEFINER,
 -- because the service's role may not update patients.
-CREATE FUNCTION apply_interaction() RETURNS trigger
+CREATE FUNCTION apply_to_patient() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     born   date;
     latest record;
 BEGIN
-    -- Lock the patient. The statements that follow then see every interaction that was committed before.
+    -- Lock the patient, so that writers take turns. In READ COMMITTED each then sees what the others have committed.
     SELECT birth_date INTO born FROM patients WHERE id = NEW.patient_id FOR NO KEY UPDATE;
 
-    -- A date begins 14 hours earlier in the easternmost time zone than in UTC. Striking out is always allowed,
-    -- because the birth date may have been corrected since. The message ends up in logs, so it does not contain the
-    -- date.
+    -- In UTC+14 a day begins 14 hours before it does in UTC. Striking out is always allowed, because the birth date
+    -- may have been corrected since. The message ends up in logs, so it names the rule but not the date.
     IF NEW.outcome <> 'entered_in_error'
        AND NEW.occurred_at < (born::timestamp - interval '14 hours') AT TIME ZONE 'UTC' THEN
         RAISE EXCEPTION 'interaction violates rule "occurred_at_not_before_birth"' USING ERRCODE = 'check_violation';
@@ -132,27 +137,28 @@ BEGIN
     ORDER BY i.occurred_at DESC, i.id DESC
     LIMIT    1;
 
-    -- Update the row even if nothing changes. Otherwise a concurrent REPEATABLE READ transaction would not fail, and
-    -- would compute the status without this interaction.
+    -- Update the row even if nothing changes: a concurrent REPEATABLE READ writer, who cannot see this interaction,
+    -- then fails.
     UPDATE patients
     SET    health_status = coalesce(latest.status, 'unknown'), last_interaction_at = latest.occurred_at
     WHERE  id = NEW.patient_id;
     RETURN NULL;
 END $$;
 
-REVOKE EXECUTE ON FUNCTION apply_interaction() FROM PUBLIC;
+-- Otherwise any role could run this function as its owner, by a trigger on a table of its own.
+REVOKE EXECUTE ON FUNCTION apply_to_patient() FROM PUBLIC;
 
-CREATE TRIGGER interactions_apply
+CREATE TRIGGER interactions_apply_to_patient
     AFTER INSERT ON interactions
-    FOR EACH ROW EXECUTE FUNCTION apply_interaction();
+    FOR EACH ROW EXECUTE FUNCTION apply_to_patient();
 
 -- ALWAYS, so that a session whose session_replication_role is 'replica' cannot bypass them.
 ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_append_only;
-ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_apply;
+ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_apply_to_patient;
 
--- The service logs in as this role, which owns nothing. It may read, and insert the columns of an interaction that
--- come from a request. It has no password until the operator sets one. Roles are shared by all databases of a server,
--- so it may exist already.
+-- The service logs in as this role, which owns nothing: it can only read, and insert the columns of an interaction
+-- that come from a request. The role has no password until the operator sets one. It may exist already, because roles
+-- are shared by all databases of a server.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'patient_interactions') THEN
