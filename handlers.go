@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -9,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -18,319 +19,573 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 )
 
-const requestTimeout = 4 * time.Second // for a request as a whole; a doctor would have clicked again
-const maxBody = 128 << 10              // 10,000 characters, each escaped as two \uXXXX, and the rest of the body
-const maxSending = 128 << 20           // bytes of answers being written; beyond it, one over smallAnswer is refused. JSON makes up to 60 MB of a page
-const smallAnswer = 64 << 10           // bytes; 50 entries of 1,000 characters always go out
+const (
+	// answerTimeout bounds the time to answer a request once it has been read.
+	answerTimeout = 4 * time.Second
 
-// operation is one row of the API. The mux and the OpenAPI document are both built from it.
+	// maxBodyBytes leaves room for the longest notes, with every character escaped.
+	maxBodyBytes = 128 << 10
+
+	// statusClientGone is logged if the client has disconnected before the answer. nginx introduced it.
+	statusClientGone = 499
+)
+
+// operation is one operation of the API. The mux and the OpenAPI document are built from it.
 type operation struct {
-	method, path, tag, id string
-	answers               []int // the statuses, that of success first; what every operation may refuse is left out
-	endpoint              endpoint
-	summary, description  string
+	method      string
+	path        string
+	id          string
+	tag         string
+	summary     string
+	description string
+	endpoint    endpoint
+	problems    []int // the statuses of its own problems, beside those of every request
 }
 
-func operations(s *Store, document *json.RawMessage) []operation {
+func newOperations(store *Store) []operation {
 	return []operation{
-		{"GET", "/patients", "patients", "listPatients", []int{200, 503}, handle(s.ListPatients), "Find patients", "By name, filtered by any part of the name, the present state and a doctor. All filters have to hold."},
-		{"GET", "/patients/{patient_id}", "patients", "getPatient", []int{200, 404, 503}, handle(s.GetPatient), "See a patient's present state",
-			"The health status is the outcome of the current interaction that occurred last, or `unknown` where there is none."},
-		{"GET", "/patients/{patient_id}/timeline", "patients", "getTimeline", []int{200, 404, 503}, handle(s.GetTimeline), "See a patient's health over time",
-			"Consecutive current interactions of one outcome make one period, oldest first. A period ends where the next begins."},
-		{"GET", "/patients/{patient_id}/interactions", "interactions", "listInteractions", []int{200, 404, 503}, handle(s.ListInteractions), "Read a patient's history",
-			"Newest first. Only current entries, that is, neither amended nor struck out, unless `include_amended` is true."},
-		{"POST", "/patients/{patient_id}/interactions", "interactions", "documentInteraction", []int{201, 404, 422, 503}, handle(s.DocumentInteraction), "Document an interaction",
-			"Who saw the patient, when, and what was found. Notes hold 1 to 10,000 characters, the body at most 128 KiB. With an `Idempotency-Key` the request can be repeated safely."},
-		{"GET", "/patients/{patient_id}/interactions/{interaction_id}", "interactions", "getInteraction", []int{200, 404, 503}, handle(s.GetInteraction), "Read one interaction", "Any entry of the patient, amended or not."},
-		{"POST", "/patients/{patient_id}/interactions/{interaction_id}/amendments", "interactions", "amendInteraction", []int{201, 404, 409, 422, 503}, handle(s.AmendInteraction), "Amend an interaction",
-			"Replaces an entry, which stays readable; the outcome `entered_in_error` strikes it from the record. An entry can be amended once: a second request answers 409 and names the amendment, which can be amended in turn."},
-		{"GET", "/doctors", "doctors", "listDoctors", []int{200, 503}, handle(s.ListDoctors), "List the doctors", "By name. Their ids are the `doctor_id` of interactions."},
-		{"GET", "/livez", "service", "checkLiveness", []int{200}, handle(func(context.Context, struct{}) (Probe, error) { return Probe{"ok"}, nil }), "Does the service run?", "Answers as long as the process serves, whatever the database does."},
-		{"GET", "/readyz", "service", "checkReadiness", []int{200, 503}, handle(s.CheckReadiness), "Does the database answer too?", "503 says what is missing."},
-		{"GET", "/openapi.json", "service", "getDocument", []int{200}, handle(func(context.Context, struct{}) (json.RawMessage, error) { return *document, nil }), "Read this document", "OpenAPI 3.1, to generate clients from."},
+		{
+			method:      "GET",
+			path:        "/patients",
+			id:          "listPatients",
+			tag:         "patients",
+			summary:     "Find patients",
+			description: "Ordered by name. `search` finds the names that contain all of its words, ignoring case and accents.",
+			endpoint:    read(store.ListPatients),
+			problems:    []int{422, 503},
+		},
+		{
+			method:      "GET",
+			path:        "/patients/{patient_id}",
+			id:          "getPatient",
+			tag:         "patients",
+			summary:     "See a patient's health status",
+			description: "It is the outcome of the current interaction that occurred last, or `unknown` if there is none.",
+			endpoint:    read(store.GetPatient),
+			problems:    []int{404, 422, 503},
+		},
+		{
+			method:      "GET",
+			path:        "/patients/{patient_id}/timeline",
+			id:          "getTimeline",
+			tag:         "patients",
+			summary:     "See a patient's health over time",
+			description: "Consecutive current interactions with the same outcome form one period.",
+			endpoint:    read(store.GetTimeline),
+			problems:    []int{404, 422, 503},
+		},
+		{
+			method:  "GET",
+			path:    "/patients/{patient_id}/interactions",
+			id:      "listInteractions",
+			tag:     "interactions",
+			summary: "Read a patient's history",
+			description: "Latest `occurred_at` first. It has the current interactions: neither amended nor entered in error. " +
+				"With `include_amended` it has all.",
+			endpoint: read(store.ListInteractions),
+			problems: []int{404, 422, 503},
+		},
+		{
+			method:  "POST",
+			path:    "/patients/{patient_id}/interactions",
+			id:      "documentInteraction",
+			tag:     "interactions",
+			summary: "Document an interaction",
+			description: "`occurred_at` is now by default. It is at most 5 minutes in the future, and not before the birth " +
+				"date. " + retries,
+			endpoint: create(store.DocumentInteraction),
+			problems: []int{404, 422, 503},
+		},
+		{
+			method:      "GET",
+			path:        "/patients/{patient_id}/interactions/{interaction_id}",
+			id:          "getInteraction",
+			tag:         "interactions",
+			summary:     "Read an interaction",
+			description: "Any interaction of the patient, amended or not.",
+			endpoint:    read(store.GetInteraction),
+			problems:    []int{404, 422, 503},
+		},
+		{
+			method:  "POST",
+			path:    "/patients/{patient_id}/interactions/{interaction_id}/amendments",
+			id:      "amendInteraction",
+			tag:     "interactions",
+			summary: "Amend an interaction",
+			description: "Replaces an interaction, which stays readable. The outcome `entered_in_error` strikes it from the " +
+				"record. `occurred_at` stays the same by default. An interaction can be amended once; amend the amendment " +
+				"to change it again. " + retries,
+			endpoint: create(store.AmendInteraction),
+			problems: []int{404, 409, 422, 503},
+		},
+		{
+			method:      "GET",
+			path:        "/doctors",
+			id:          "listDoctors",
+			tag:         "doctors",
+			summary:     "List the doctors",
+			description: "Ordered by name.",
+			endpoint:    read(store.ListDoctors),
+			problems:    []int{422, 503},
+		},
+		{
+			method:      "GET",
+			path:        "/livez",
+			id:          "checkLiveness",
+			tag:         "service",
+			summary:     "Is the service running?",
+			description: "Whether the database answers or not.",
+			endpoint:    read(checkLiveness),
+		},
+		{
+			method:      "GET",
+			path:        "/readyz",
+			id:          "checkReadiness",
+			tag:         "service",
+			summary:     "Can the service answer requests?",
+			description: "The database answers and has the tables.",
+			endpoint:    read(store.CheckReadiness),
+			problems:    []int{503},
+		},
 	}
 }
 
-// newHandler returns the whole service.
-func newHandler(s *Store, log *slog.Logger) http.Handler {
-	var document json.RawMessage
-	mux, all := http.NewServeMux(), operations(s, &document)
-	for _, op := range all {
-		mux.HandleFunc(op.method+" "+op.path, func(w http.ResponseWriter, r *http.Request) {
-			w.(*response).err = op.endpoint.serve(w.(*response), r, op.answers[0])
-		})
+const retries = "Repeat a request with the same `Idempotency-Key` to get the interaction that it created the first time."
+
+func checkLiveness(context.Context, struct{}) (Health, error) {
+	return Health{"ok"}, nil
+}
+
+// newHandler returns the handler of the whole service.
+func newHandler(store *Store, log *slog.Logger) http.Handler {
+	mux := http.NewServeMux()
+	allowed := map[string][]string{
+		"/{$}":          {"GET", "HEAD"},
+		"/docs/":        {"GET", "HEAD"},
+		"/openapi.json": {"GET", "HEAD"},
 	}
+
+	operations := newOperations(store)
+	for _, op := range operations {
+		mux.HandleFunc(op.method+" "+op.path, func(w http.ResponseWriter, r *http.Request) {
+			if err := op.endpoint.serve(w, r); err != nil {
+				writeProblem(w, r, log, err)
+			}
+		})
+		allowed[op.path] = append(allowed[op.path], op.method)
+		if op.method == "GET" {
+			allowed[op.path] = append(allowed[op.path], "HEAD")
+		}
+	}
+
+	document := newDocument(operations)
+	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, r *http.Request) {
+		writeBody(w, http.StatusOK, "application/json", document)
+	})
 	mux.Handle("GET /docs/", swaggerUI())
 	mux.Handle("GET /{$}", http.RedirectHandler("/docs/", http.StatusFound))
-	document = newDocument(all)
-	return around(mux, log)
+
+	// The mux prefers more specific patterns, so these serve what is left over.
+	for path, methods := range allowed {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Allow", strings.Join(methods, ", "))
+			writeProblem(w, r, log, newProblem(http.StatusMethodNotAllowed, "This path does not support the method."))
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		writeProblem(w, r, log, newProblem(http.StatusNotFound, "There is nothing at this path; see /docs/."))
+	})
+	return middleware(mux, log)
 }
 
-// around is what every request goes through, whatever its path. It writes one log line, without a name, a note, a value
-// of the query or a body: these are medical records.
-func around(mux *http.ServeMux, log *slog.Logger) http.HandlerFunc {
-	crossOrigin, sending := http.NewCrossOriginProtection(), new(atomic.Int64)
-	return func(rw http.ResponseWriter, r *http.Request) {
-		start, id := time.Now(), rand.Text()
-		// A client that is gone does not cut its statement short, which would cost the connection.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)
-		defer cancel()
-		r = r.WithContext(ctx)
-		w := &response{ResponseWriter: rw, status: 200, sending: sending}
-		w.Header().Set("X-Request-Id", id)
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+// middleware does what every request needs: an id, security headers, protection from other web pages and from panics,
+// and one line in the log. The line has no value of the path, the query or the body, because these are medical
+// records.
+func middleware(next http.Handler, log *slog.Logger) http.Handler {
+	crossOrigin := http.NewCrossOriginProtection()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		recorder := &statusRecorder{ResponseWriter: w, status: http.StatusOK}
+		requestID := rand.Text()
+		recorder.Header().Set("X-Request-Id", requestID)
+		recorder.Header().Set("X-Content-Type-Options", "nosniff")
+		recorder.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+
 		defer func() {
 			if p := recover(); p != nil {
-				w.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+				writeProblem(recorder, r, log, fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
 			}
-			if w.err != nil {
-				w.problem()
-			}
-			attrs := []any{"method", r.Method, "route", r.Pattern, "status", w.status, "duration", time.Since(start), "request_id", id}
-			if w.status >= 500 {
-				attrs = append(attrs, "error", w.err)
-			}
-			log.Info("request", attrs...)
+			log.Info("request", "method", r.Method, "route", r.Pattern, "status", recorder.status,
+				"duration", time.Since(start), "request_id", requestID)
 		}()
-		if crossOrigin.Check(r) != nil {
-			w.err = refuse(403, "Another web page may not write here.")
+
+		if err := crossOrigin.Check(r); err != nil {
+			writeProblem(recorder, r, log, newProblem(http.StatusForbidden, "Requests from other web sites are refused."))
 			return
 		}
-		mux.ServeHTTP(w, r)
-	}
+		next.ServeHTTP(recorder, r)
+	})
 }
 
-// response remembers what the log line tells.
-type response struct {
+// statusRecorder remembers the status for the log.
+type statusRecorder struct {
 	http.ResponseWriter
-	status  int
-	err     error         // to be answered as a problem
-	sending *atomic.Int64 // bytes, by all responses
+	status int
 }
 
-// WriteHeader turns the plain 404 and 405 of net/http into problems.
-func (w *response) WriteHeader(status int) {
+func (w *statusRecorder) WriteHeader(status int) {
 	w.status = status
-	if w.Header().Get("Content-Type") == "text/plain; charset=utf-8" {
-		w.err = refuse(status, "There is no such path, or it does not take this method: see /docs/.")
-		return
-	}
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *response) Write(body []byte) (int, error) {
-	if w.err != nil {
-		return len(body), nil
-	}
-	return w.ResponseWriter.Write(body)
+// endpoint is what an operation does: serve answers a request, or returns an error. The input is a zero value of the
+// type that a request is decoded into, and the output one of the type of the answer.
+type endpoint struct {
+	input  any
+	output any
+	status int
+	serve  func(w http.ResponseWriter, r *http.Request) error
 }
 
-func (w *response) json(status int, contentType string, v any) error {
+// read returns an endpoint that answers with what query returns.
+func read[In, Out any](query func(context.Context, In) (Out, error)) endpoint {
+	var input In
+	var output Out
+	fields := fieldsOf(input)
+	serve := func(w http.ResponseWriter, r *http.Request) error {
+		out, err := call(w, r, fields, query)
+		if err != nil {
+			return err
+		}
+		return writeJSON(w, http.StatusOK, out)
+	}
+	return endpoint{input: input, output: output, status: http.StatusOK, serve: serve}
+}
+
+// create returns an endpoint that answers with the interaction that insert returns, and with its path.
+func create[In any](insert func(context.Context, In) (Interaction, error)) endpoint {
+	var input In
+	fields := fieldsOf(input)
+	serve := func(w http.ResponseWriter, r *http.Request) error {
+		created, err := call(w, r, fields, insert)
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Location", fmt.Sprintf("/patients/%d/interactions/%d", created.PatientID, created.ID))
+		return writeJSON(w, http.StatusCreated, created)
+	}
+	return endpoint{input: input, output: Interaction{}, status: http.StatusCreated, serve: serve}
+}
+
+// call decodes the request and calls f with it. The time limit starts once the request has been read, because long
+// notes can take a while to arrive.
+func call[In, Out any](
+	w http.ResponseWriter, r *http.Request, fields []field, f func(context.Context, In) (Out, error),
+) (out Out, err error) {
+	var in In
+	if err := decode(w, r, fields, &in); err != nil {
+		return out, err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+	defer cancel()
+	return f(ctx, in)
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
-	defer w.sending.Add(-int64(len(body)))
-	if w.sending.Add(int64(len(body))) > maxSending && len(body) > smallAnswer {
-		return refuse(503, "Too many large pages are on their way: repeat the request with a smaller limit.")
-	}
+	writeBody(w, status, "application/json", body)
+	return nil
+}
+
+func writeBody(w http.ResponseWriter, status int, contentType string, body []byte) {
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	w.ResponseWriter.Write(body) // a client that is gone needs no answer
-	return nil
+	w.Write(body) // an error means that the client has gone
 }
 
-// problem answers with w.err, which is a defect of ours where it is no Problem.
-func (w *response) problem() {
-	problem, ok := errors.AsType[*Problem](w.err)
-	if !ok {
-		problem = refuse(500, "The service has a defect: tell its operator the X-Request-Id.")
+// writeProblem answers with err if it is a Problem. Any other error is a defect of the service, which only the log
+// describes.
+func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err error) {
+	if errors.Is(r.Context().Err(), context.Canceled) {
+		w.WriteHeader(statusClientGone)
+		return
 	}
-	problem.Type, problem.Title = "about:blank", http.StatusText(problem.Status)
-	if problem.Status == 503 {
+
+	problem, ok := errors.AsType[*Problem](err)
+	if !ok {
+		problem = newProblem(http.StatusInternalServerError, "The service has a defect. Report the X-Request-Id.")
+	}
+	if problem.Status >= 500 {
+		log.Error("request failed", "error", err, "request_id", w.Header().Get("X-Request-Id"))
+	}
+	if problem.Status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "1")
 	}
-	w.json(problem.Status, "application/problem+json", problem)
+	body, _ := json.Marshal(problem) // strings and numbers can always be encoded
+	writeBody(w, problem.Status, "application/problem+json", body)
 }
 
-// endpoint is a typed function as HTTP sees it.
-type endpoint struct {
-	in, out any
-	serve   func(w *response, r *http.Request, status int) error
-}
-
-func handle[In, Out any](answer func(context.Context, In) (Out, error)) endpoint {
-	fields := fieldsOf(reflect.TypeFor[In]())
-	return endpoint{new(In), new(Out), func(w *response, r *http.Request, status int) error {
-		var in In
-		if err := decode(r, fields, &in); err != nil {
-			return err
-		}
-		out, err := answer(r.Context(), in)
-		if err != nil {
-			return err
-		}
-		if made, ok := any(out).(Interaction); ok && status == 201 {
-			w.Header().Set("Location", fmt.Sprintf("/patients/%d/interactions/%d", made.PatientID, made.ID))
-		}
-		return w.json(status, "application/json", out)
-	}}
-}
-
-// field is one field of an input, with the limits of its tags.
+// field is a field of an input type: where it comes from, and what its tags allow.
 type field struct {
-	reflect.StructField
-	source, name string
-	min, max     int64         // of a number, or of the length of a text
-	maxAhead     time.Duration // of a time, for clients whose clock runs a little fast
-	enum         []string
-	pattern      *regexp.Regexp
+	index       []int  // see reflect.Value.FieldByIndex
+	source      string // path, query, header or json
+	name        string
+	description string
+	required    bool
+	fallback    string // what counts if it is not given; empty for none
+	isInteger   bool
+	min, max    int64 // of an integer, or of the number of characters of a text
+	trim        bool
+	enum        []string
+	pattern     *regexp.Regexp
+	maxAhead    time.Duration // of a time, from now; 0 for any time
 }
 
-func fieldsOf(t reflect.Type) (fields []field) {
-	for _, v := range reflect.VisibleFields(t) {
-		tag := v.Tag.Get
-		for _, source := range []string{"path", "query", "header", "json"} {
-			if name, _, _ := strings.Cut(tag(source), ","); name != "" && name != "-" {
-				f := field{StructField: v, source: source, name: name, max: 1<<63 - 1, pattern: regexp.MustCompile(tag("pattern"))}
-				fmt.Sscan(tag("minimum")+tag("minLength"), &f.min)
-				fmt.Sscan(tag("maximum")+tag("maxLength"), &f.max)
-				f.maxAhead, _ = time.ParseDuration(tag("maxAhead"))
-				f.enum = strings.FieldsFunc(tag("enum"), func(c rune) bool { return c == ',' })
-				fields = append(fields, f)
+// fieldsOf returns the fields of an input type in the order in which faults are reported. It panics if a tag is
+// malformed.
+func fieldsOf(input any) []field {
+	var fields []field
+	for _, source := range []string{"path", "query", "header", "json"} {
+		for _, structField := range reflect.VisibleFields(reflect.TypeOf(input)) {
+			name, _, _ := strings.Cut(structField.Tag.Get(source), ",")
+			if name != "" {
+				fields = append(fields, newField(structField, source, name))
 			}
 		}
 	}
 	return fields
 }
 
-// decode fills in from the request and checks it by its tags: 400 for what cannot be read, 422 for a body that may not be.
-func decode(r *http.Request, fields []field, in any) error {
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return refuse(400, "The query cannot be read: escape its special characters with %.")
+func newField(structField reflect.StructField, source, name string) field {
+	tag := structField.Tag
+	f := field{
+		index:       structField.Index,
+		source:      source,
+		name:        name,
+		description: tag.Get("description"),
+		required:    tag.Get("required") == "true",
+		fallback:    tag.Get("default"),
+		isInteger:   structField.Type.Kind() == reflect.Int64,
+		min:         numberTag(tag, "minLength", 0),
+		max:         numberTag(tag, "maxLength", math.MaxInt64),
+		trim:        tag.Get("trim") == "true",
 	}
+	if f.isInteger {
+		f.min = numberTag(tag, "minimum", math.MinInt64)
+		f.max = numberTag(tag, "maximum", math.MaxInt64)
+	}
+	if enum := tag.Get("enum"); enum != "" {
+		f.enum = strings.Split(enum, ",")
+	}
+	if pattern := tag.Get("pattern"); pattern != "" {
+		f.pattern = regexp.MustCompile(pattern)
+	}
+	if maxAhead := tag.Get("maxAhead"); maxAhead != "" {
+		var err error
+		if f.maxAhead, err = time.ParseDuration(maxAhead); err != nil {
+			panic(fmt.Sprintf("tag maxAhead of %s: %v", name, err))
+		}
+	}
+	return f
+}
+
+// numberTag returns the number in a tag, or fallback if there is no such tag.
+func numberTag(tag reflect.StructTag, name string, fallback int64) int64 {
+	text, ok := tag.Lookup(name)
+	if !ok {
+		return fallback
+	}
+	number, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		panic(fmt.Sprintf("tag %s: %v", name, err))
+	}
+	return number
+}
+
+// decode reads the request into in, a pointer to an input type, or returns a Problem that names every faulty field.
+func decode(w http.ResponseWriter, r *http.Request, fields []field, in any) error {
+	if len(fields) == 0 {
+		return nil
+	}
+	query, err := readQuery(r)
+	if err != nil {
+		return err
+	}
+	var body map[string]json.RawMessage
 	if r.Method == http.MethodPost {
-		if err := decodeBody(r, in); err != nil {
+		if body, err = readBody(w, r); err != nil {
 			return err
 		}
 	}
-	found := invalid()
+
+	var faults []FieldError
 	for _, f := range fields {
-		v := reflect.ValueOf(in).Elem().FieldByIndex(f.Index)
-		switch f.source {
-		case "path":
-			found.add(400, f.name, f.set(v, r.PathValue(f.name)))
-		case "query":
-			found.add(400, f.name, f.set(v, query[f.name]...))
-			delete(query, f.name)
-		case "header":
-			found.add(400, f.name, f.set(v, r.Header[f.name]...))
-		case "json":
-			found.add(422, f.name, f.check(v))
+		text, given, err := f.take(r, query, body)
+		switch {
+		case err != nil:
+		case given:
+			err = f.parse(text, reflect.ValueOf(in).Elem().FieldByIndex(f.index))
+		case f.required:
+			err = errors.New("is required")
+		}
+		if err != nil {
+			faults = append(faults, FieldError{f.name, err.Error()})
 		}
 	}
-	for name := range query {
-		found.add(400, name, errors.New("is no parameter of this operation"))
+	unknown := slices.Concat(slices.Collect(maps.Keys(query)), slices.Collect(maps.Keys(body)))
+	for _, name := range slices.Sorted(slices.Values(unknown)) {
+		faults = append(faults, FieldError{name, "is unknown"})
 	}
-	if found.Errors != nil {
-		return found
+	if len(faults) > 0 {
+		return validationProblem(faults...)
 	}
 	return nil
 }
 
-// set gives v the value that the request has for the field. Its error is meant for the client, as is that of check.
-func (f field) set(v reflect.Value, values ...string) error {
-	text := f.Tag.Get("default")
-	switch {
-	case len(values) > 1:
-		return errors.New("must be given once")
-	case len(values) == 1 && (values[0] != "" || f.source != "query"): // in a query, empty counts as not given
-		text = values[0]
-	case text == "":
-		return nil
+func readQuery(r *http.Request) (url.Values, error) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, newProblem(http.StatusBadRequest, "The query string cannot be parsed. Percent-encode special characters.")
 	}
-	switch to := v.Addr().Interface().(type) {
-	case **Instant:
-		*to = new(Instant)
-		return (*to).UnmarshalText([]byte(text))
-	case *bool:
-		if *to = text == "true"; !*to && text != "false" {
-			return errors.New("must be true or false")
-		}
-	case *int64: // what is none stays 0, which no number here may be
-		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
-			*to = n
-		}
-	case *string:
-		*to = text
+	if unescaped, _ := url.QueryUnescape(r.URL.RawQuery); !utf8.ValidString(unescaped) {
+		return nil, newProblem(http.StatusBadRequest, "The query string must be UTF-8.")
 	}
-	return f.check(v)
+	return query, nil
 }
 
-// check finds what is wrong with a value. One that is missing is 0 or empty, which the limits of a required one exclude.
-func (f field) check(v reflect.Value) error {
-	text := v.String()
-	length := int64(utf8.RuneCountInString(text))
-	switch {
-	case v.Kind() == reflect.Int64 && (v.Int() < f.min || v.Int() > f.max):
-		return fmt.Errorf("must be an integer from %d to %d", f.min, f.max)
-	case f.maxAhead > 0 && !v.IsNil() && time.Until(time.Time(*v.Interface().(*Instant))) > f.maxAhead:
-		return fmt.Errorf("must not be more than %.0f minutes in the future", f.maxAhead.Minutes())
-	case v.Kind() != reflect.String:
-		return nil
-	case length < f.min:
-		return errors.New("must not be empty")
-	case length > f.max:
-		return fmt.Errorf("must be at most %d characters long", f.max)
-	case strings.ContainsRune(text, 0) || !utf8.ValidString(text):
-		return errors.New("must be UTF-8 without the character NUL")
-	case !f.pattern.MatchString(text):
-		return errors.New("is not of the form that /docs/ describes")
-	case len(f.enum) > 0 && !slices.Contains(f.enum, text):
-		return fmt.Errorf("must be one of %s", strings.Join(f.enum, ", "))
+func readBody(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessage, error) {
+	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || mediaType != "application/json" {
+		return nil, newProblem(http.StatusUnsupportedMediaType, "The Content-Type must be application/json.")
 	}
-	return nil
-}
 
-// soundEscape matches every escape of a JSON string but half a surrogate pair, which encoding/json would replace in silence.
-var soundEscape = regexp.MustCompile(`\\(?:[^u]|u[^dD]...|u[dD][0-7]..|u[dD][89abAB]..\\u[dD][c-fC-F]..)`)
-
-func decodeBody(r *http.Request, in any) error {
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return refuse(415, "The body must be application/json.")
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
-	_, tooLarge := errors.AsType[*http.MaxBytesError](err)
-	switch {
-	case tooLarge:
-		return refuse(413, "The body must be at most 128 KiB.")
-	case err != nil:
-		return refuse(400, "The body did not arrive whole.")
-	case !utf8.Valid(body), strings.Contains(soundEscape.ReplaceAllString(string(body), ""), `\u`):
-		return refuse(400, "The body must be UTF-8, and no escape in it half of a surrogate pair.")
-	}
-	decoder := json.NewDecoder(strings.NewReader(string(body)))
-	decoder.DisallowUnknownFields()
-	err = decoder.Decode(in)
-	if wrongType, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // its own text names Go types
-		name := wrongType.Field[strings.LastIndexByte(wrongType.Field, '.')+1:]
-		return refuse(400, "The body has a value of a wrong type.").add(400, cmp.Or(name, "body"), errors.New("must not be of the type "+wrongType.Value))
+	content, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		return nil, newProblem(http.StatusRequestEntityTooLarge, "The body must have at most 128 KiB.")
 	}
 	if err != nil {
-		return refuse(400, "The body cannot be read: "+strings.TrimPrefix(err.Error(), "json: ")+".")
+		return nil, newProblem(http.StatusBadRequest, "The body did not arrive completely.")
 	}
-	if _, err := decoder.Token(); err != io.EOF {
-		return refuse(400, "The body must end after its one object.")
+
+	var body map[string]json.RawMessage
+	if !utf8.Valid(content) || json.Unmarshal(content, &body) != nil || body == nil {
+		return nil, newProblem(http.StatusBadRequest, "The body must be one JSON object in UTF-8.")
 	}
-	return nil
+	return body, nil
+}
+
+// take removes the field from the query or the body, so that unknown names are left over. It returns the field's
+// text, and whether the request has one.
+func (f field) take(r *http.Request, query url.Values, body map[string]json.RawMessage) (string, bool, error) {
+	var values []string
+	switch f.source {
+	case "path":
+		values = []string{r.PathValue(f.name)}
+	case "query":
+		values = query[f.name]
+		delete(query, f.name)
+	case "header":
+		values = r.Header.Values(f.name)
+	case "json":
+		raw, given := body[f.name]
+		delete(body, f.name)
+		return f.unquote(raw, given)
+	}
+
+	if len(values) > 1 {
+		return "", false, errors.New("must be given only once")
+	}
+	if len(values) == 0 || values[0] == "" && f.source == "query" {
+		return f.fallback, f.fallback != "", nil
+	}
+	return values[0], true, nil
+}
+
+// unquote returns the text of a JSON value, which must be a string unless the field is an integer. A null counts as
+// not given.
+func (f field) unquote(raw json.RawMessage, given bool) (text string, ok bool, err error) {
+	if !given || string(raw) == "null" {
+		return "", false, nil
+	}
+	if f.isInteger {
+		return string(raw), true, nil
+	}
+	if json.Unmarshal(raw, &text) != nil {
+		return "", false, errors.New("must be a string")
+	}
+	return text, true, nil
+}
+
+// parse sets target, a field of an input, to the value of text. Errors of parse are written for the client.
+func (f field) parse(text string, target reflect.Value) (err error) {
+	switch target := target.Addr().Interface().(type) {
+	case *int64:
+		*target, err = f.parseInteger(text)
+	case *string:
+		*target, err = f.parseText(text)
+	case *bool:
+		*target = text == "true"
+		if text != "true" && text != "false" {
+			err = errors.New("must be true or false")
+		}
+	case **time.Time:
+		*target, err = f.parseTime(text)
+	default:
+		panic(fmt.Sprintf("field %s has a type that cannot be decoded: %T", f.name, target))
+	}
+	return err
+}
+
+func (f field) parseInteger(text string) (int64, error) {
+	number, err := strconv.ParseInt(text, 10, 64)
+	plain := err == nil && strconv.FormatInt(number, 10) == text // not +1 or 01
+	if !plain || number < f.min || number > f.max {
+		if f.max == math.MaxInt64 {
+			return 0, fmt.Errorf("must be an integer of at least %d", f.min)
+		}
+		return 0, fmt.Errorf("must be an integer from %d to %d", f.min, f.max)
+	}
+	return number, nil
+}
+
+func (f field) parseText(text string) (string, error) {
+	if f.trim {
+		text = strings.TrimSpace(text)
+	}
+	characters := int64(utf8.RuneCountInString(text))
+	switch {
+	case characters < f.min:
+		return "", errors.New("must not be empty")
+	case characters > f.max:
+		return "", fmt.Errorf("must have at most %d characters", f.max)
+	case strings.ContainsRune(text, 0):
+		return "", errors.New("must not contain the character NUL")
+	case f.enum != nil && !slices.Contains(f.enum, text):
+		return "", fmt.Errorf("must be one of %s", strings.Join(f.enum, ", "))
+	case f.pattern != nil && !f.pattern.MatchString(text):
+		return "", fmt.Errorf("must be %s", f.description)
+	}
+	return text, nil
+}
+
+// parseTime cuts what is finer than a microsecond, as PostgreSQL does not keep it.
+func (f field) parseTime(text string) (*time.Time, error) {
+	parsed, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return nil, errors.New("must be a time with an offset, such as 2024-05-13T09:30:00Z")
+	}
+	if f.maxAhead > 0 && time.Until(parsed) > f.maxAhead {
+		return nil, fmt.Errorf("must be at most %.0f minutes in the future", f.maxAhead.Minutes())
+	}
+	truncated := parsed.Truncate(time.Microsecond)
+	return &truncated, nil
 }

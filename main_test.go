@@ -1,15 +1,27 @@
 package main
 
+// These tests are the specification of the service, in the order of its API.
+//
+// They send HTTP requests to the real handler, which uses a real PostgreSQL as the role that it has in production.
+// Nothing is mocked, because most of what can go wrong lies between the handler and the database. A run starts a
+// throwaway PostgreSQL, or uses the server of DATABASE_URL, and creates databases of its own there.
+//
+// All tests run in parallel. Most share one database and create patients of their own in it; the filter of a list then
+// leaves out the patients of other tests. A test that changes more than its patients gets a database of its own.
+//
+// After the operations come: concurrent clients, the log, the OpenAPI document, the rules and permissions of the
+// database, a database in trouble, the program as a process, a comparison with a model, fuzzing, benchmarks, and the
+// helpers.
+
 import (
+	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,10 +33,10 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -37,1396 +49,1345 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var (
-	server  = os.Getenv("DATABASE_URL") // PostgreSQL, as its superuser sees it
-	prefix  = "test_" + strings.ToLower(rand.Text()) + "_"
-	admin   *pgxpool.Pool // there
-	product *service      // what most tests ask, each about patients of its own
-	records string        // its database, as the owner sees it
-	served  string        // the same with the role that schema.sql makes for the service
-	owner   *pgxpool.Pool // there, a second writer
-	always  = context.Background()
-	ending  sync.Mutex
-)
+// The operations
 
-// TestMain runs the tests, or the program itself where a test wants it as a process.
-func TestMain(m *testing.M) {
-	if os.Getenv("RUN_PROGRAM") != "" {
-		main()
-		os.Exit(0)
-	}
-	flag.Set("test.parallel", "4") // most of them wait for PostgreSQL
-	os.Exit(testAll(m))
-}
-
-// testAll runs the tests on a server of their own, or in databases of their own on the server of DATABASE_URL.
-func testAll(m *testing.M) (code int) {
-	time.Local = time.FixedZone("there", 13*60*60) // which no answer may show
-	interrupted, _ := signal.NotifyContext(always, os.Interrupt, syscall.SIGTERM)
-	cleanUp := dropDatabases
-	if server == "" {
-		throwaway, err := startPostgres()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "start a PostgreSQL for the tests:", err)
-			return 1
-		}
-		server, cleanUp = throwaway.databaseURL("postgres"), throwaway.stop
-	}
-	cleanUp = sync.OnceFunc(cleanUp)
-	defer cleanUp()
-	go func() { <-interrupted.Done(); ending.Lock(); cleanUp(); os.Exit(1) }()
-
-	admin = must(pgxpool.New(always, server))
-	must(0, loadSchemaAndSeed(newDatabase("template1", "seeded")))
-	records = newDatabase(prefix+"seeded", "product")
-	must(admin.Exec(always, "ALTER DATABASE "+prefix+"product SET timezone = 'Pacific/Auckland'")) // nor this
-	owner = must(pgxpool.New(always, records+"&pool_max_conns=20"))
-	served = as("patient_interactions", records)
-	product = serveOn(served)
-	code = m.Run()
-	product.stop()
-	if defect := regexp.MustCompile(`.*status=500.*`).FindString(product.log.String()); defect != "" {
-		fmt.Fprintln(os.Stderr, "a request was answered 500:", defect)
-		return 1
-	}
-	return code
-}
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		ending.Lock() // for ever while the tests are interrupted, which takes the database away
-		panic(err)
-	}
-	return v
-}
-
-// newDatabase makes a database, empty from template1 or with schema and seed from seeded, and returns its address.
-func newDatabase(template string, name ...string) string {
-	unique := prefix + cmp.Or(strings.Join(name, ""), strings.ToLower(rand.Text()))
-	must(admin.Exec(always, "CREATE DATABASE "+unique+" TEMPLATE "+template))
-	address := must(url.Parse(server))
-	address.Path, address.RawQuery = "/"+unique, cmp.Or(address.RawQuery, "application_name=tests")
-	return address.String()
-}
-
-func dropDatabases() {
-	rows, _ := admin.Query(always, "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", prefix)
-	names, _ := pgx.CollectRows(rows, pgx.RowTo[string])
-	for _, name := range names {
-		admin.Exec(always, "DROP DATABASE "+name+" WITH (FORCE)")
-	}
-}
-
-// as is a database's address with a role to take on.
-func as(role, address string) string { return address + "&role=" + role }
-
-// service is the real handler on a real database, spoken to over HTTP.
-type service struct {
-	url  string
-	log  bytes.Buffer // to be read after stop
-	stop func()
-}
-
-func serveOn(database string) *service {
-	s, store := &service{}, must(OpenStore(always, database))
-	web := httptest.NewServer(newHandler(store, slog.New(slog.NewTextHandler(&s.log, nil))))
-	s.url, s.stop = web.URL, func() { web.Close(); store.Close() }
-	return s
-}
-
-// apart is a service on a database of its own, and a connection of that one's owner.
-func apart(t testing.TB) (*service, *pgx.Conn) {
-	database := newDatabase(prefix + "seeded")
-	s, owner := serveOn(as("patient_interactions", database)), must(pgx.Connect(always, database))
-	t.Cleanup(func() { s.stop(); owner.Close(always) })
-	return s, owner
-}
-
-// The words in which the tests speak HTTP. An address that begins with a slash is one of the product.
-
-type answer struct {
-	*http.Response
-	body string
-}
-
-// browser shows redirects instead of following them.
-var browser = http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-
-// try sends a request, as JSON if it has a body and says nothing else.
-func try(t testing.TB, method, address, body string, headers ...string) (a answer, err error) {
-	t.Helper()
-	if strings.HasPrefix(address, "/") {
-		address = product.url + address
-	}
-	r, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(body))
-	if err != nil {
-		return a, err
-	}
-	for i := 0; i < len(headers); i += 2 {
-		r.Header[headers[i]] = append(r.Header[headers[i]], headers[i+1])
-	}
-	if body != "" && r.Header["Content-Type"] == nil {
-		r.Header.Set("Content-Type", "application/json")
-	}
-	if a.Response, err = browser.Do(r); err != nil {
-		return a, err
-	}
-	defer a.Body.Close()
-	raw, err := io.ReadAll(a.Body)
-	a.body = string(raw)
-	return a, err
-}
-
-func send(t testing.TB, method, address, body string, headers ...string) answer {
-	t.Helper()
-	a, err := try(t, method, address, body, headers...)
-	require.NoError(t, err)
-	require.NotEmpty(t, a.Header.Get("X-Request-Id"), "every answer carries it")
-	return a
-}
-
-// decoded is the JSON of an answer, which may have no other fields than T.
-func decoded[T any](t testing.TB, status int, a answer) (out T) {
-	t.Helper()
-	require.Equal(t, status, a.StatusCode, a.body)
-	decoder := json.NewDecoder(strings.NewReader(a.body))
-	decoder.DisallowUnknownFields()
-	require.NoError(t, decoder.Decode(&out), a.body)
-	return out
-}
-
-func read[T any](t testing.TB, address string) T {
-	t.Helper()
-	a := send(t, "GET", address, "")
-	require.Equal(t, "application/json", a.Header.Get("Content-Type"), a.body)
-	return decoded[T](t, 200, a)
-}
-
-// write makes an entry, whose address is in the answer.
-func write(t testing.TB, address, body string, headers ...string) Interaction {
-	t.Helper()
-	a := send(t, "POST", address, body, headers...)
-	made := decoded[Interaction](t, 201, a)
-	require.Equal(t, entryAt(made.PatientID, made.ID), a.Header.Get("Location"))
-	return made
-}
-
-// leak matches what a client must never see: SQL, types and packages of Go, names inside the database, paths.
-var leak = regexp.MustCompile(`(?i)sqlstate|\bselect\b|\binsert\b|relation "|constraint|violates|pgx|\bu?int64|float64|\bstruct\b|main\.|json:|\bgo\b|` +
-	`strconv|runtime|goroutine|dial |tcp|\.go:|\.sql:|/tmp|/usr|/var|/home|/root`)
-
-// problem is the problem in an answer of that status, of the form that all have.
-func problem(t testing.TB, status int, a answer) Problem {
-	t.Helper()
-	p := decoded[Problem](t, status, a)
-	require.Equal(t, []any{"about:blank", http.StatusText(status), status}, []any{p.Type, p.Title, p.Status})
-	require.Equal(t, "application/problem+json no-store", a.Header.Get("Content-Type")+" "+a.Header.Get("Cache-Control"))
-	require.Equal(t, status == 503, a.Header.Get("Retry-After") != "")
-	require.NotEmpty(t, p.Detail)
-	require.NotRegexp(t, leak, a.body)
-	return p
-}
-
-func refused(t testing.TB, status int, method, address, body string, headers ...string) Problem {
-	t.Helper()
-	return problem(t, status, send(t, method, address, body, headers...))
-}
-
-// faulty expects a refusal that names these fields and no others, each with what is wrong.
-func faulty(t testing.TB, status int, fields, method, address, body string, headers ...string) {
-	t.Helper()
-	named := []string{}
-	for _, e := range refused(t, status, method, address, body, headers...).Errors {
-		require.NotEmpty(t, e.Detail)
-		named = append(named, e.Field)
-	}
-	require.ElementsMatch(t, strings.Fields(fields), named, "%s %s %.200s", method, address, body)
-}
-
-func of(patient int64) string         { return fmt.Sprintf("/patients/%d/interactions", patient) }
-func timelineOf(patient int64) string { return fmt.Sprintf("/patients/%d/timeline", patient) }
-func entryAt(patient, id int64) string {
-	return fmt.Sprintf("/patients/%d/interactions/%d", patient, id)
-}
-func amending(i Interaction) string { return entryAt(i.PatientID, i.ID) + "/amendments" }
-
-// entry is a body in which doctor 1 finds the patient healthy, but for the fields that are given.
-func entry(fields ...any) string {
-	body := map[string]any{"doctor_id": 1, "outcome": "healthy", "notes": "seen"}
-	for i := 0; i < len(fields); i += 2 {
-		body[fields[i].(string)] = fields[i+1]
-	}
-	return string(must(json.Marshal(body)))
-}
-
-// on is nine o'clock of a day in January 2024.
-func on(day int) time.Time { return time.Date(2024, 1, day, 9, 0, 0, 0, time.UTC) }
-
-// documents writes an entry of that day.
-func documents(t testing.TB, patient int64, outcome string, day int, fields ...any) Interaction {
-	t.Helper()
-	return write(t, of(patient), entry(append([]any{"outcome", outcome, "occurred_at", on(day)}, fields...)...))
-}
-
-func amends(t testing.TB, i Interaction, outcome string, fields ...any) Interaction {
-	t.Helper()
-	return write(t, amending(i), entry(append([]any{"outcome", outcome}, fields...)...))
-}
-
-func ids(entries ...Interaction) []int64 {
-	all := []int64{}
-	for _, i := range entries {
-		all = append(all, i.ID)
-	}
-	return all
-}
-
-// everyPage reads a list to its end. The address has a query already; after each page it does the next thing.
-func everyPage[T any](t testing.TB, address string, meanwhile ...func()) []T {
-	t.Helper()
-	items := []T{}
-	for cursor := ""; ; {
-		page := read[PageOf[T]](t, address+"&cursor="+cursor)
-		if items = append(items, page.Items...); page.NextCursor == nil {
-			return items
-		}
-		cursor = *page.NextCursor
-		if len(meanwhile) > 0 {
-			meanwhile[0]()
-			meanwhile = meanwhile[1:]
-		}
-	}
-}
-
-// historyOf is the first page of a patient's history with a filter, as ids.
-func historyOf(t testing.TB, patient int64, filter string) []int64 {
-	t.Helper()
-	return ids(read[PageOf[Interaction]](t, of(patient)+"?"+filter).Items...)
-}
-
-// found is the patients of a list, by name without what keeps a test's patients apart from others.
-func found(patients []Patient, tag string) string {
-	all := []string{}
-	for _, p := range patients {
-		all = append(all, p.Name)
-	}
-	return strings.ReplaceAll(strings.Join(all, ", "), tag, "")
-}
-
-func stateOf(t testing.TB, patient int64) Patient {
-	t.Helper()
-	return read[Patient](t, fmt.Sprintf("/patients/%d", patient))
-}
-
-// newPatient registers a patient, born on 1980-01-01.
-func newPatient(t testing.TB, name string) (id int64) {
-	t.Helper()
-	require.NoError(t, owner.QueryRow(always, "INSERT INTO patients (name, birth_date) VALUES ($1, '1980-01-01') RETURNING id", name).Scan(&id))
-	return id
-}
-
-// alone lets a test run beside others, with a patient of its own.
-func alone(t *testing.T) (patient int64) {
-	t.Helper()
+func TestDoctors(t *testing.T) {
 	t.Parallel()
-	return newPatient(t, t.Name())
+
+	t.Run("are listed by name, then id, page by page", func(t *testing.T) {
+		specialty := rand.Text()
+		ids := map[string]int64{}
+		for _, name := range []string{"Zorn", "Ärmel", "Arm", "Ast"} {
+			ids[name] = insertDoctor(t, name, specialty)
+		}
+		secondArm := insertDoctor(t, "Arm", specialty)
+
+		doctors := allPages[Doctor](t, "/doctors?limit=2")
+
+		doctors = slices.DeleteFunc(doctors, func(d Doctor) bool { return d.Specialty != specialty })
+		require.Equal(t, []Doctor{
+			{ids["Arm"], "Arm", specialty},
+			{secondArm, "Arm", specialty},
+			{ids["Ärmel"], "Ärmel", specialty},
+			{ids["Ast"], "Ast", specialty},
+			{ids["Zorn"], "Zorn", specialty},
+		}, doctors)
+	})
 }
 
-// atOnce does the same from many clients.
-func atOnce[T any](clients int, do func() T) []T {
-	results := make([]T, clients)
-	var all sync.WaitGroup
-	for i := range results {
-		all.Go(func() { results[i] = do() })
-	}
-	all.Wait()
-	return results
+func TestPatientList(t *testing.T) {
+	t.Parallel()
+
+	t.Run("is ordered by Unicode's root collation, then id", func(t *testing.T) {
+		tag := rand.Text()
+		for _, name := range []string{"Żak", "Zahn", "Arzt", "Zahn", "Özil", "arzt", "Azur", "Ärzte", "ozon", "Łuk"} {
+			newPatientNamed(t, name+" "+tag)
+		}
+
+		patients := allPages[Patient](t, "/patients?limit=3&search="+tag)
+
+		require.Equal(t, []string{"arzt", "Arzt", "Ärzte", "Azur", "Łuk", "Özil", "ozon", "Zahn", "Zahn", "Żak"},
+			namesWithout(tag, patients))
+		require.Less(t, patients[7].ID, patients[8].ID)
+	})
+
+	t.Run("rows added while paging neither repeat nor hide others", func(t *testing.T) {
+		tag := rand.Text()
+		for _, name := range []string{"B", "D", "F"} {
+			newPatientNamed(t, name+" "+tag)
+		}
+		list := "/patients?limit=1&search=" + tag
+		first := getJSON[Page[Patient]](t, list)
+
+		newPatientNamed(t, "A "+tag)
+		newPatientNamed(t, "C "+tag)
+		rest := pagesAfter[Patient](t, list, *first.NextCursor)
+
+		require.Equal(t, []string{"B", "C", "D", "F"}, namesWithout(tag, append(first.Items, rest...)))
+	})
+
+	t.Run("a patient who leaves the filtered list still marks a position", func(t *testing.T) {
+		tag := rand.Text()
+		a, b := newPatientNamed(t, "A "+tag), newPatientNamed(t, "B "+tag)
+		list := "/patients?limit=1&health_status=unknown&search=" + tag
+		first := getJSON[Page[Patient]](t, list)
+
+		a.document(healthy, january(1))
+		rest := getJSON[Page[Patient]](t, list+"&cursor="+*first.NextCursor)
+
+		require.Equal(t, []int64{b.id}, patientIDs(rest.Items))
+	})
+
+	t.Run("is filtered by name, health status and doctor together", func(t *testing.T) {
+		tag := rand.Text()
+		well, ill := newPatientNamed(t, "well "+tag), newPatientNamed(t, "ill "+tag)
+		amended, struck := newPatientNamed(t, "amended "+tag), newPatientNamed(t, "struck "+tag)
+		well.document(healthy, january(1), fields{"doctor_id": 2})
+		ill.document(healthy, january(1), fields{"doctor_id": 2})
+		ill.document(unhealthy, january(2), fields{"doctor_id": 3})
+		amended.amend(amended.document(healthy, january(1), fields{"doctor_id": 2}), unhealthy, fields{"doctor_id": 3})
+		struck.amend(struck.document(healthy, january(1), fields{"doctor_id": 2}), enteredInError, fields{"doctor_id": 3})
+
+		for _, test := range []struct {
+			filter string
+			names  []string
+		}{
+			{"", []string{"amended", "ill", "struck", "well"}},
+			{"doctor_id=&health_status=&limit=&cursor=", []string{"amended", "ill", "struck", "well"}},
+			{"health_status=healthy", []string{"well"}},
+			{"health_status=unhealthy", []string{"amended", "ill"}},
+			{"health_status=unknown", []string{"struck"}},
+			{"doctor_id=2", []string{"ill", "well"}},
+			{"doctor_id=3", []string{"amended", "ill"}},
+			{"doctor_id=4", []string{}},
+			{"doctor_id=9223372036854775807", []string{}},
+			{"doctor_id=2&health_status=unhealthy", []string{"ill"}},
+			{"doctor_id=3&health_status=healthy", []string{}},
+			{fmt.Sprintf("health_status=unhealthy&cursor=%d", amended.id), []string{"ill"}},
+		} {
+			found := getJSON[Page[Patient]](t, "/patients?search="+tag+"&"+test.filter)
+			require.Equal(t, test.names, namesWithout(tag, found.Items), test.filter)
+		}
+	})
 }
 
-// Lists
-
-func TestDoctorsAreListedByNameThenID(t *testing.T) {
+func TestSearch(t *testing.T) {
 	t.Parallel()
 	tag := rand.Text()
-	must(owner.Exec(always, "INSERT INTO doctors (name, specialty) SELECT n, $1 FROM unnest(ARRAY['Dr. Zorn', 'Dr. Ärmel', 'Dr. Arm', 'Dr. Arm', 'Dr. Ast']) n", tag))
-	got := slices.DeleteFunc(everyPage[Doctor](t, "/doctors?limit=2"), func(d Doctor) bool { return d.Specialty != tag })
-	require.Len(t, got, 5)
-	n := got[4].ID // the first of them that was written
-	require.Equal(t, []Doctor{{n + 2, "Dr. Arm", tag}, {n + 3, "Dr. Arm", tag}, {n + 1, "Dr. Ärmel", tag}, {n + 4, "Dr. Ast", tag}, {n, "Dr. Zorn", tag}}, got)
-}
-
-func TestPatientsAreListedByUnicodesRootCollationThenID(t *testing.T) {
-	t.Parallel()
-	tag, want := "-"+rand.Text(), []string{"arzt", "Arzt", "Ärzte", "Azur", "Łuk", "Özil", "ozon", "Zahn", "Zahn", "Żak"}
-	for _, i := range []int{9, 7, 1, 8, 5, 0, 3, 2, 6, 4} {
-		newPatient(t, want[i]+tag)
-	}
-	for _, limit := range []string{"1", "3", "10", "1000"} {
-		got := everyPage[Patient](t, "/patients?search="+tag+"&limit="+limit)
-		require.Equal(t, strings.Join(want, ", "), found(got, tag), limit)
-		require.Greater(t, got[8].ID, got[7].ID, "of one name")
-	}
-}
-
-func TestPatientsRegisteredOrChangedMeanwhileNeitherRepeatNorHideAnother(t *testing.T) {
-	t.Parallel()
-	tag := rand.Text()
-	newPatient(t, "B"+tag)
-	changed := newPatient(t, "D"+tag)
-	newPatient(t, "F"+tag)
-	got := everyPage[Patient](t, "/patients?limit=1&health_status=unknown&search="+tag,
-		func() { newPatient(t, "A"+tag); newPatient(t, "C"+tag) }, // before and after the cursor
-		func() {},
-		func() { documents(t, changed, "healthy", 1) }) // the cursor's own patient leaves the list
-	require.Equal(t, "B, C, D, F", found(got, tag))
-}
-
-func TestSearchFindsAnyPartOfANameInAnyCase(t *testing.T) {
-	t.Parallel()
-	tag := rand.Text() // at the beginning and at the end of each name, for searches that reach into it
-	for _, name := range []string{"Mesut Özil", "100%", "1000", "a_b", "axb", `c\d`, "cd", "Jo Ann", "JoAnn", "Straße", "Σίσυφος"} {
-		newPatient(t, tag+name+tag)
-	}
-	for search, want := range map[string]string{
-		tag + "Mesut": "Mesut Özil", "UT ÖZIL" + tag: "Mesut Özil", "özil" + strings.ToLower(tag): "Mesut Özil", tag + "STRAß": "Straße", tag + "ΣΊΣΥ": "Σίσυφος",
-		tag + "1": "100%, 1000", "0%" + tag: "100%", tag + "a_b": "a_b", tag + `c\d`: `c\d`, // no character is a wildcard
-		tag + "jo ": "Jo Ann", " ann" + tag: "Jo Ann", tag + "JO": "Jo Ann, JoAnn", tag + " ": "", // blanks count
+	for _, name := range []string{
+		"Mesut Özil", "İpek Işık", "Andre\u0301 Weiß", "Mustermann Anna", "100% Sure", "1000 Sure", "a_b", "axb", `c\d`, "cd",
+		"Иванов Пётр", "Ὀδυσσεύς", "Ngọc Nguyễn", "Łukasz Sørensen", "李小龍",
 	} {
-		require.Equal(t, want, found(read[PageOf[Patient]](t, "/patients?search="+url.QueryEscape(search)).Items, tag), search)
+		newPatientNamed(t, name+" "+tag)
 	}
-	require.Empty(t, read[PageOf[Patient]](t, "/patients?search="+strings.Repeat("%C3%84", 100)).Items)
-	faulty(t, 400, "search", "GET", "/patients?search="+strings.Repeat("%C3%84", 101), "")
-}
 
-func TestPatientsAreFilteredByStateAndDoctorAndNameTogether(t *testing.T) {
-	t.Parallel()
-	tag := rand.Text()
-	well, ill, moved, struck := newPatient(t, "well"+tag), newPatient(t, "ill"+tag), newPatient(t, "moved"+tag), newPatient(t, "struck"+tag)
-	documents(t, well, "healthy", 1, "doctor_id", 2)
-	documents(t, ill, "healthy", 1, "doctor_id", 2)
-	documents(t, ill, "unhealthy", 2, "doctor_id", 3)
-	amends(t, documents(t, moved, "healthy", 1, "doctor_id", 2), "unhealthy", "doctor_id", 3)
-	amends(t, documents(t, struck, "healthy", 1, "doctor_id", 2), "entered_in_error", "doctor_id", 3)
-	for filter, want := range map[string]string{
-		"": "ill, moved, struck, well", "doctor_id=&health_status=&limit=&cursor=": "ill, moved, struck, well", "limit=1": "ill",
-		"health_status=healthy": "well", "health_status=unhealthy": "ill, moved", "health_status=unknown": "struck",
-		"doctor_id=2": "ill, well", "doctor_id=3": "ill, moved", "doctor_id=4": "", "doctor_id=9223372036854775807": "",
-		"doctor_id=2&health_status=unhealthy": "ill", "doctor_id=3&health_status=healthy": "", fmt.Sprintf("health_status=unhealthy&cursor=%d", ill): "moved",
-	} {
-		require.Equal(t, want, found(read[PageOf[Patient]](t, "/patients?search="+tag+"&"+filter).Items, tag), filter)
-	}
-}
-
-func TestHistoryShowsNewestFirstAndOfOneInstantTheHighestID(t *testing.T) {
-	patient := alone(t)
-	a, b, c := documents(t, patient, "healthy", 3), documents(t, patient, "unhealthy", 4), documents(t, patient, "healthy", 4)
-	d, e := documents(t, patient, "healthy", 1), documents(t, patient, "healthy", 4)
-	for _, limit := range []string{"1", "2", "3", "5", "1000"} {
-		require.Equal(t, ids(e, c, b, a, d), ids(everyPage[Interaction](t, of(patient)+"?limit="+limit)...), limit)
-	}
-}
-
-func TestPageHoldsFiftyUnlessALimitSaysOtherwise(t *testing.T) {
-	patient := alone(t)
-	must(owner.Exec(always, "INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes) SELECT $1, 1, '2024-01-01', 'healthy', n::text FROM generate_series(1, 1001) n", patient))
-	next := ""
-	for _, limit := range []string{"", "1", "51", "1000"} {
-		page := read[PageOf[Interaction]](t, of(patient)+"?limit="+limit)
-		require.Equal(t, cmp.Or(limit, "50"), fmt.Sprint(len(page.Items)))
-		next = *page.NextCursor
-	}
-	last := read[PageOf[Interaction]](t, of(patient)+"?limit=1&cursor="+next) // another limit, the same place
-	require.Equal(t, "1", last.Items[0].Notes)
-	require.Nil(t, last.NextCursor, "a page that is just full, and the last one")
-	for _, limit := range []string{"0", "1001", "-1", "1.5", "x", "99999999999999999999"} {
-		for _, list := range []string{"/doctors", "/patients", of(patient)} {
-			faulty(t, 400, "limit", "GET", list+"?limit="+limit, "")
-		}
-	}
-}
-
-func TestEntriesWrittenOrAmendedMeanwhileNeitherRepeatNorHideAnother(t *testing.T) {
-	t.Parallel()
-	for filter, all := range map[string]bool{"": false, "&include_amended=true": true} {
-		patient, late, e := newPatient(t, t.Name()), Interaction{}, []Interaction{}
-		for day := range 7 {
-			e = append(e, documents(t, patient, "healthy", day))
-		}
-		got := everyPage[Interaction](t, of(patient)+"?limit=2"+filter,
-			func() { // the cursor is entry 5
-				documents(t, patient, "healthy", 9)
-				documents(t, patient, "healthy", 5)
-				late = documents(t, patient, "healthy", 4, "occurred_at", on(5).Add(-time.Microsecond))
-				amends(t, e[5], "unhealthy")
-			},
-			func() { // the cursor is entry 4
-				amends(t, e[4], "entered_in_error")
-				amends(t, e[3], "unhealthy", "occurred_at", on(8))
-			})
-		want := ids(e[6], e[5], late, e[4], e[3], e[2], e[1], e[0])
-		if !all {
-			want = slices.Delete(want, 4, 5)
-		}
-		require.Equal(t, want, ids(got...), filter)
-	}
-}
-
-func TestCursorIsAPlaceInItsOwnList(t *testing.T) {
-	patient := alone(t)
-	first, second := documents(t, patient, "healthy", 1), documents(t, patient, "unhealthy", 2)
-	elsewhere := documents(t, newPatient(t, "Elsewhere"), "healthy", 3)
-	require.Equal(t, ids(first), historyOf(t, patient, fmt.Sprintf("cursor=%d", second.ID)))
-	require.Equal(t, ids(first), historyOf(t, patient, fmt.Sprintf("cursor=%d&outcome=healthy", second.ID)), "one that the filter hides")
-	for _, id := range []any{first.ID, elsewhere.ID, 1, "9223372036854775807", "9999999999999999999"} {
-		require.Empty(t, historyOf(t, patient, fmt.Sprintf("cursor=%v", id)), id)
-	}
-	for _, cursor := range []string{"x", "0", "-1", "01", "1.5", "%2B1", "1%20", "10000000000000000000000"} {
-		for _, list := range []string{"/doctors", "/patients", of(patient)} {
-			faulty(t, 400, "cursor", "GET", list+"?cursor="+cursor, "")
-		}
-	}
-}
-
-func TestHistoryIsFilteredByOutcomeDoctorAndTime(t *testing.T) {
-	patient := alone(t)
-	a, b := documents(t, patient, "healthy", 1), documents(t, patient, "unhealthy", 2, "doctor_id", 2)
-	c, d := documents(t, patient, "healthy", 3, "doctor_id", 2), documents(t, patient, "unhealthy", 4)
-	e, f := amends(t, d, "entered_in_error", "doctor_id", 3), amends(t, b, "healthy", "doctor_id", 3)
-	for filter, want := range map[string][]int64{
-		"": ids(c, f, a), "outcome=&doctor_id=&from=&to=&include_amended=&cursor=&limit=": ids(c, f, a), "include_amended=false": ids(c, f, a), "include_amended=true": ids(e, d, c, f, b, a),
-		"outcome=healthy": ids(c, f, a), "outcome=unhealthy": ids(), "outcome=unhealthy&include_amended=true": ids(d, b),
-		"outcome=entered_in_error": ids(), "outcome=entered_in_error&include_amended=true": ids(e),
-		"doctor_id=2": ids(c), "doctor_id=2&include_amended=true": ids(c, b), "doctor_id=999999": ids(),
-		"from=2024-01-02T09:00:00Z": ids(c, f), "from=2024-01-02T10:00:00.000001%2B01:00": ids(c), "to=2024-01-03T09:00:00Z": ids(f, a),
-		"from=2024-01-02T09:00:00Z&to=2024-01-03T09:00:00Z": ids(f), "from=2024-01-03T09:00:00Z&to=2024-01-03T09:00:00Z": ids(), "from=2024-01-04T09:00:00Z&to=2024-01-01T09:00:00Z": ids(),
-		"outcome=healthy&doctor_id=1&to=2024-01-02T09:00:00Z": ids(a),
-	} {
-		require.Equal(t, want, historyOf(t, patient, filter), filter)
-	}
-}
-
-func TestListsOfNothingAreEmptyAndNotNull(t *testing.T) {
-	patient := alone(t)
-	for _, list := range []string{of(patient), of(patient) + "?include_amended=true", "/patients?search=" + rand.Text(), "/patients?cursor=9223372036854775807", "/doctors?cursor=9223372036854775807"} {
-		require.JSONEq(t, `{"items": [], "next_cursor": null}`, send(t, "GET", list, "").body, list)
-	}
-	require.JSONEq(t, `{"health_status": "unknown", "items": []}`, send(t, "GET", timelineOf(patient), "").body)
-}
-
-// Health and amendments
-
-func TestHealthStatusIsTheOutcomeOfTheLatestCurrentInteraction(t *testing.T) {
-	patient := alone(t)
-	is := func(status, at string) {
-		t.Helper()
-		require.JSONEq(t, fmt.Sprintf(`{"id": %d, "name": %q, "birth_date": "1980-01-01", "health_status": %q, "last_interaction_at": %s}`, patient, t.Name(), status, at),
-			send(t, "GET", fmt.Sprintf("/patients/%d", patient), "").body)
-		require.Equal(t, status, read[Timeline](t, timelineOf(patient)).HealthStatus)
-	}
-	is("unknown", "null")
-	first := documents(t, patient, "healthy", 2)
-	is("healthy", `"2024-01-02T09:00:00Z"`)
-	late := documents(t, patient, "unhealthy", 1)
-	is("healthy", `"2024-01-02T09:00:00Z"`)
-	tie := documents(t, patient, "unhealthy", 2)
-	is("unhealthy", `"2024-01-02T09:00:00Z"`) // of one instant the highest id
-	moved := amends(t, tie, "unhealthy", "occurred_at", on(3))
-	is("unhealthy", `"2024-01-03T09:00:00Z"`)
-	struck := amends(t, moved, "entered_in_error")
-	require.Equal(t, Instant(on(3)), struck.OccurredAt, "an amendment keeps the instant unless it names another")
-	is("healthy", `"2024-01-02T09:00:00Z"`)
-	amends(t, late, "entered_in_error")
-	amends(t, first, "entered_in_error")
-	is("unknown", "null")
-	back := amends(t, struck, "unhealthy", "occurred_at", on(7))
-	is("unhealthy", `"2024-01-07T09:00:00Z"`)
-	require.Equal(t, ids(back), historyOf(t, patient, ""))
-}
-
-func TestTimelineJoinsConsecutiveOutcomesToPeriods(t *testing.T) {
-	patient := alone(t)
-	documents(t, patient, "unhealthy", 4)
-	documents(t, patient, "healthy", 1)
-	documents(t, patient, "healthy", 6)
-	documents(t, patient, "healthy", 6, "occurred_at", on(6).Add(time.Microsecond))
-	documents(t, patient, "unhealthy", 3) // late, and yet in its place
-	documents(t, patient, "healthy", 3)   // between the two, at the instant of the first
-	documents(t, patient, "unhealthy", 3) // and back
-	amends(t, documents(t, patient, "unhealthy", 5), "entered_in_error")
-	amends(t, documents(t, patient, "unhealthy", 2), "healthy")
-	require.JSONEq(t, `{"health_status": "healthy", "items": [
-		{"outcome": "healthy",   "from": "2024-01-01T09:00:00Z", "to": "2024-01-03T09:00:00Z", "interactions": 2},
-		{"outcome": "unhealthy", "from": "2024-01-03T09:00:00Z", "to": "2024-01-03T09:00:00Z", "interactions": 1},
-		{"outcome": "healthy",   "from": "2024-01-03T09:00:00Z", "to": "2024-01-03T09:00:00Z", "interactions": 1},
-		{"outcome": "unhealthy", "from": "2024-01-03T09:00:00Z", "to": "2024-01-06T09:00:00Z", "interactions": 2},
-		{"outcome": "healthy",   "from": "2024-01-06T09:00:00Z", "to": null, "interactions": 2}]}`, send(t, "GET", timelineOf(patient), "").body)
-}
-
-func TestOnlyTheNewestOfAChainCanBeAmended(t *testing.T) {
-	patient := alone(t)
-	first := documents(t, patient, "healthy", 1)
-	second := amends(t, first, "unhealthy")
-	require.Equal(t, []*int64{&first.ID, nil}, []*int64{second.Amends, second.AmendedBy})
-	third := amends(t, second, "healthy")
-	first.AmendedBy, second.AmendedBy = &second.ID, &third.ID // the marks that they bear from now on, wherever they are shown
-	require.Equal(t, []Interaction{third, second, first}, read[PageOf[Interaction]](t, of(patient)+"?include_amended=true").Items)
-	require.Equal(t, []Interaction{third}, read[PageOf[Interaction]](t, of(patient)).Items)
-	for _, i := range []Interaction{first, second} {
-		require.Equal(t, i, read[Interaction](t, entryAt(patient, i.ID)))
-		require.Contains(t, refused(t, 409, "POST", amending(i), entry()).Detail, fmt.Sprintf("by interaction %d", *i.AmendedBy))
-	}
-}
-
-func TestOfAmendmentsAtOnceOneWinsAndTheOthersLearnWhich(t *testing.T) {
-	patient := alone(t)
-	first := documents(t, patient, "healthy", 1)
-	answers := atOnce(10, func() answer { return send(t, "POST", amending(first), entry("outcome", "unhealthy")) })
-	all := historyOf(t, patient, "include_amended=true")
-	require.Len(t, all, 2)
-	answers = slices.DeleteFunc(answers, func(a answer) bool { return a.StatusCode == 201 })
-	require.Len(t, answers, 9)
-	for _, a := range answers {
-		require.Contains(t, problem(t, 409, a).Detail, fmt.Sprintf("by interaction %d", all[0]))
-	}
-}
-
-func TestManyWritersOfOnePatientDisturbNobodyWhoPages(t *testing.T) {
-	patient := alone(t)
-	var old []int64
-	for day := range 10 {
-		old = append(ids(documents(t, patient, "healthy", day)), old...)
-	}
-	var writers sync.WaitGroup
-	for range 8 {
-		writers.Go(func() {
-			for day := range 8 {
-				documents(t, patient, "unhealthy", day)
-				seen := everyPage[Interaction](t, of(patient)+"?limit=7")
-				require.True(t, slices.IsSortedFunc(seen, newestFirst))
-				require.Len(t, slices.CompactFunc(slices.Clone(seen), func(a, b Interaction) bool { return a.ID == b.ID }), len(seen))
-				require.Equal(t, old, ids(slices.DeleteFunc(seen, func(i Interaction) bool { return i.Outcome == "unhealthy" })...))
-			}
-		})
-	}
-	writers.Wait()
-	require.Len(t, historyOf(t, patient, "limit=1000"), 10+64)
-	require.Equal(t, "healthy", stateOf(t, patient).HealthStatus, "day 9 is the last")
-}
-
-var newestFirst = func(a, b Interaction) int { return cmp.Or(b.OccurredAt.Compare(a.OccurredAt), cmp.Compare(b.ID, a.ID)) }
-
-func TestRepeatedRequestAnswersWithTheEntryFirstMadeAsItStandsNow(t *testing.T) {
-	patient := alone(t)
-	sent := entry("notes", " seen ", "occurred_at", "2024-05-13T11:30:00+02:00")
-	made := write(t, of(patient), sent, "Idempotency-Key", "k")
-	amendment := write(t, amending(made), entry("outcome", "unhealthy"), "Idempotency-Key", "a")
-	made.AmendedBy = &amendment.ID
-	for _, again := range []string{sent, entry("occurred_at", "2024-05-13T09:30:00.0000009Z"), entry()} {
-		require.Equal(t, made, write(t, of(patient), again, "Idempotency-Key", "k"))
-	}
-	for _, again := range []string{entry("outcome", "unhealthy"), entry("outcome", "unhealthy", "occurred_at", made.OccurredAt)} {
-		require.Equal(t, amendment, write(t, amending(made), again, "Idempotency-Key", "a"))
-	}
-	require.Equal(t, ids(amendment, made), historyOf(t, patient, "include_amended=true"), "nothing else was written")
-}
-
-func TestKeyOfOneRequestIsRefusedForAnother(t *testing.T) {
-	patient := alone(t)
-	first := write(t, of(patient), entry(), "Idempotency-Key", "k")
-	second := write(t, amending(first), entry(), "Idempotency-Key", "a")
-	for _, body := range []string{entry("doctor_id", 2), entry("outcome", "unhealthy"), entry("notes", "seen."), entry("occurred_at", time.Time(first.OccurredAt).Add(-time.Microsecond))} {
-		faulty(t, 422, "Idempotency-Key", "POST", of(patient), body, "Idempotency-Key", "k")
-	}
-	faulty(t, 422, "Idempotency-Key", "POST", amending(first), entry(), "Idempotency-Key", "k")
-	faulty(t, 422, "Idempotency-Key", "POST", amending(second), entry(), "Idempotency-Key", "a")
-	faulty(t, 422, "Idempotency-Key", "POST", of(patient), entry(), "Idempotency-Key", "a")
-	require.Equal(t, ids(second, first), historyOf(t, patient, "include_amended=true"))
-	require.NotEqual(t, first.ID, write(t, of(newPatient(t, "Other")), entry(), "Idempotency-Key", "k").ID, "another patient's keys are others")
-}
-
-func TestKeyIsVisibleASCIIOfOneTo255CharactersGivenOnce(t *testing.T) {
-	patient := alone(t)
-	made := write(t, of(patient), entry(), "Idempotency-Key", strings.Repeat("!~", 127)+"k")
-	for _, key := range []string{"", strings.Repeat("k", 256), "schlüssel", "a b", "a\tb", "\xff"} {
-		faulty(t, 400, "Idempotency-Key", "POST", of(patient), entry(), "Idempotency-Key", key)
-	}
-	faulty(t, 400, "Idempotency-Key", "POST", of(patient), entry(), "Idempotency-Key", "k", "Idempotency-Key", "k")
-	require.Equal(t, ids(made), historyOf(t, patient, ""))
-}
-
-func TestRefusedRequestDoesNotUseItsKeyUp(t *testing.T) {
-	patient := alone(t)
-	first := documents(t, patient, "healthy", 1)
-	second := amends(t, first, "healthy")
-	refused(t, 422, "POST", of(patient), entry("doctor_id", 999999), "Idempotency-Key", "k")
-	refused(t, 422, "POST", of(patient), entry("notes", ""), "Idempotency-Key", "k")
-	refused(t, 404, "POST", entryAt(patient, 1)+"/amendments", entry(), "Idempotency-Key", "k")
-	refused(t, 409, "POST", amending(first), entry(), "Idempotency-Key", "k")
-	write(t, amending(second), entry(), "Idempotency-Key", "k")
-}
-
-func TestTwentyCopiesAtOnceMakeOneEntry(t *testing.T) {
-	patient := alone(t)
-	first := documents(t, patient, "healthy", 1)
-	for n, address := range []string{of(patient), amending(first)} {
-		made := atOnce(20, func() Interaction {
-			return write(t, address, entry("outcome", "unhealthy"), "Idempotency-Key", address)
-		})
-		require.Len(t, slices.Compact(ids(made...)), 1)
-		require.Len(t, historyOf(t, patient, "include_amended=true"), n+2)
-	}
-}
-
-func TestNotesAreKeptAsSentButForWhiteSpaceAround(t *testing.T) {
-	patient := alone(t)
-	for _, notes := range []string{"x \n y", `<b>&amp; "quoted" \ud800 %s 'x'; --`, "\u200bzero width\ufeff"} {
-		const white = " \t\r\n\v\f\u0085\u00a0\u1680\u2003\u2028\u2029\u3000"
-		require.Equal(t, notes, write(t, of(patient), entry("notes", white+notes+white)).Notes)
-	}
-	for letter := range strings.SplitSeq(`tnvfrbx0\`, "") {
-		made := write(t, of(patient), entry("notes", letter+" "+letter))
-		require.Equal(t, letter+" "+letter, read[Interaction](t, entryAt(patient, made.ID)).Notes)
-	}
-}
-
-func TestNotesHold10000CharactersHoweverTheyAreEscaped(t *testing.T) {
-	patient := alone(t)
-	for character, escaped := range map[string]string{"x": "x", "ä": `\u00e4`, "😀": `\uD83d\ude00`} {
-		sent := fmt.Sprintf(`{"doctor_id": 1, "outcome": "healthy", "notes": "  %s  "}`, strings.Repeat(escaped, 10_000))
-		require.Equal(t, strings.Repeat(character, 10_000), write(t, of(patient), sent).Notes)
-	}
-	faulty(t, 422, "notes", "POST", of(patient), entry("notes", strings.Repeat("ä", 10_001)))
-}
-
-func TestBodyHoldsAtMost128KiB(t *testing.T) {
-	patient, body := alone(t), entry()
-	write(t, of(patient), body+strings.Repeat(" ", 131_072-len(body)))
-	refused(t, 413, "POST", of(patient), body+strings.Repeat(" ", 131_073-len(body)))
-	refused(t, 413, "POST", of(patient), strings.Repeat("{", 200_000))
-}
-
-func TestInteractionOccursBetweenBirthAndFiveMinutesAhead(t *testing.T) {
-	patient := alone(t)
-	ahead := time.Now().UTC().Truncate(time.Second).Add(5*time.Minute - 10*time.Second).Format(time.RFC3339)
-	for sent, kept := range map[string]string{
-		ahead:                  ahead,
-		"1979-12-31T10:00:00Z": "1979-12-31T10:00:00Z", "1980-01-01T00:00:00+14:00": "1979-12-31T10:00:00Z", // the first instant, here and elsewhere
-		"2024-05-13T11:30:00.1234569+02:00": "2024-05-13T09:30:00.123456Z",
-	} {
-		require.Contains(t, send(t, "POST", of(patient), entry("occurred_at", sent)).body, fmt.Sprintf(`"occurred_at":%q`, kept))
-	}
-	late := time.Now().Add(5*time.Minute + 10*time.Second).Format(time.RFC3339)
-	for _, sent := range []string{late, "9999-12-31T23:59:59Z", "1979-12-31T09:59:59.999999Z", "1979-12-31T11:59:59+02:00", "0001-01-01T00:00:00Z", "0000-01-01T00:00:00Z"} {
-		faulty(t, 422, "occurred_at", "POST", of(patient), entry("occurred_at", sent))
-	}
-}
-
-func TestInteractionOccursNowUnlessItSaysWhen(t *testing.T) {
-	patient := alone(t)
-	before := time.Now().Truncate(time.Microsecond)
-	made := write(t, of(patient), entry("occurred_at", nil))
-	require.WithinRange(t, time.Time(made.OccurredAt), before, time.Now())
-	require.WithinDuration(t, time.Now(), time.Time(made.RecordedAt), time.Minute)
-	require.Regexp(t, `"recorded_at":"[^"]+Z"`, send(t, "GET", entryAt(patient, made.ID), "").body)
-	must(owner.Exec(always, "UPDATE patients SET birth_date = current_date + 3 WHERE id = $1", patient))
-	faulty(t, 422, "occurred_at", "POST", of(patient), entry()) // not born yet
-	faulty(t, 422, "occurred_at", "POST", amending(made), entry())
-}
-
-// Requests that are refused
-
-func TestBodyThatCannotBeReadOrMayNotBeIsRefused(t *testing.T) {
-	patient := alone(t)
-	with := func(fields string) string {
-		return `{"doctor_id": 1, "outcome": "healthy", "notes": "seen", ` + fields + `}`
-	}
-	for _, c := range []struct {
+	for _, test := range []struct {
 		name   string
-		status int
-		faults string
-		bodies []string
+		search string
+		found  []string
 	}{
-		{"no JSON", 400, "", []string{" ", `{"notes": "x"`, "notes=x", "\ufeff" + entry()}},
-		{"no object", 400, "body", []string{"[]", `"x"`, "1", "true"}},
-		{"an unknown field, of the path and the header too", 400, "", []string{with(`"colour": 1`), with(`"patient_id": 1`), with(`"IdempotencyKey": "k"`), with(`"Idempotency-Key": "k"`)}},
-		{"something after it", 400, "", []string{entry() + entry(), entry() + "]", entry() + "x"}},
-		{"a doctor of a wrong type", 400, "doctor_id", []string{with(`"doctor_id": "1"`), with(`"doctor_id": 1.0`), with(`"doctor_id": 9223372036854775808`), with(`"doctor_id": [1]`)}},
-		{"an outcome of a wrong type", 400, "outcome", []string{with(`"outcome": true`), with(`"outcome": {}`)}},
-		{"notes of a wrong type", 400, "notes", []string{with(`"notes": 1`), with(`"notes": {}`)}},
-		{"a time of a wrong type", 400, "occurred_at", []string{with(`"occurred_at": 1`), with(`"occurred_at": false`)}},
-		{"a time that is none", 400, "", []string{entry("occurred_at", "yesterday"), entry("occurred_at", "2024-05-13T09:30:00"), entry("occurred_at", "2024-05-13"), entry("occurred_at", "2024-02-30T09:30:00Z")}},
-		{"half a surrogate pair", 400, "", []string{with(`"notes": "\uD83D"`), with(`"notes": "\ude00"`), with(`"notes": "\ud83d\ud83d"`), with(`"notes": "\ude00\ude00"`), with(`"notes": "\ud83d\n"`), with(`"notes": "\\\ud83d"`), with(`"\ud83d": 1`)}},
-		{"bytes that are not UTF-8", 400, "", []string{with("\"notes\": \"\xff\""), with("\"notes\": \"\xed\xa0\xbd\"")}},
-		{"nothing in it", 422, "doctor_id notes outcome", []string{"{}", "null", `{"doctor_id": null, "outcome": null, "notes": null, "occurred_at": null}`}},
-		{"faults everywhere", 422, "doctor_id notes outcome occurred_at", []string{`{"doctor_id": -1, "outcome": "ill", "notes": "\u3000", "occurred_at": "2999-01-01T00:00:00Z"}`}},
-		{"notes that say nothing", 422, "notes", []string{entry("notes", ""), entry("notes", " \n\u2003"), entry("notes", "a\x00b")}},
-		{"an outcome that is none", 422, "outcome", []string{entry("outcome", "Healthy"), entry("outcome", ""), entry("outcome", "unknown"), entry("outcome", "entered_in_error")}},
-		{"a doctor who does not exist", 422, "doctor_id", []string{entry("doctor_id", 999999), entry("doctor_id", int64(1<<63-1))}},
-		{"such a doctor before birth", 422, "doctor_id occurred_at", []string{entry("doctor_id", 999999, "occurred_at", on(-99999))}},
+		{"ignores case", "mESUT", []string{"Mesut Özil"}},
+		{"ignores accents", "ozil", []string{"Mesut Özil"}},
+		{"ignores the accents of the search as well", "mésút", []string{"Mesut Özil"}},
+		{"finds words in any order", "ozil mes", []string{"Mesut Özil"}},
+		{"needs every word", "ozil anna", []string{}},
+		{"allows several blanks between words", "anna  muster", []string{"Mustermann Anna"}},
+		{"separates words at any white space of Unicode", "anna\u2003muster", []string{"Mustermann Anna"}},
+		{"finds the middle of a word", "term", []string{"Mustermann Anna"}},
+		{"finds a dotted capital I", "ipek", []string{"İpek Işık"}},
+		{"finds a capital I without a dot by i", "iş", []string{"İpek Işık"}},
+		{"finds a decomposed name by composed letters", "andré", []string{"Andre\u0301 Weiß"}},
+		{"finds a composed name by decomposed letters", "O\u0308zil", []string{"Mesut Özil"}},
+		{"does not replace letters without a decomposition", "lukasz", []string{}},
+		{"finds letters without a decomposition", "łuk søren", []string{"Łukasz Sørensen"}},
+		{"does not confuse ß and ss", "weiss", []string{}},
+		{"finds Cyrillic", "ПЕТР ива", []string{"Иванов Пётр"}},
+		{"finds Greek, whatever the form of the sigma", "οδυσσευσ", []string{"Ὀδυσσεύς"}},
+		{"finds Greek by a final sigma", "ΟΔΥΣΣΕΎς", []string{"Ὀδυσσεύς"}},
+		{"finds Vietnamese", "nguyen", []string{"Ngọc Nguyễn"}},
+		{"finds Chinese", "小龍", []string{"李小龍"}},
+		{"takes a percent sign literally", "100%", []string{"100% Sure"}},
+		{"takes an underscore literally", "a_b", []string{"a_b"}},
+		{"takes a backslash literally", `c\d`, []string{`c\d`}},
+		{"ignores a word of combining marks", "\u0301 mesut", []string{"Mesut Özil"}},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			for _, body := range c.bodies {
-				faulty(t, c.status, c.faults, "POST", of(patient), body)
-			}
+		t.Run(test.name, func(t *testing.T) {
+			found := getJSON[Page[Patient]](t, "/patients?search="+url.QueryEscape(test.search+" "+tag))
+			require.Equal(t, test.found, namesWithout(tag, found.Items))
 		})
 	}
-	require.Empty(t, historyOf(t, patient, "include_amended=true"), "nothing was written")
+
+	t.Run("without a letter counts as not given", func(t *testing.T) {
+		for _, search := range []string{"", " \t\u3000", "\u0301"} {
+			found := getJSON[Page[Patient]](t, "/patients?limit=2&search="+url.QueryEscape(search))
+			require.Len(t, found.Items, 2, "%q", search)
+		}
+	})
+
+	t.Run("has at most 100 characters", func(t *testing.T) {
+		require.Equal(t, 200, api.get(t, "/patients?search="+strings.Repeat("%C3%84", 100)).status)
+		expectFaults(t, api.get(t, "/patients?search="+strings.Repeat("%C3%84", 101)), "search")
+	})
 }
 
-func TestFieldsInOtherCaseAndRepeatedOnesAreTaken(t *testing.T) {
-	made := write(t, of(alone(t)), `{"notes": "first", "DOCTOR_ID": 1, "Outcome": "unhealthy", "noteſ": "\ud83d\ude00\\ud83d", "doctor_id": 2}`)
-	require.Equal(t, []any{int64(2), "unhealthy", `😀\ud83d`}, []any{made.Doctor.ID, made.Outcome, made.Notes})
-}
-
-func TestAddressThatCannotBeReadIsRefused(t *testing.T) {
-	patient := alone(t)
-	one := entryAt(patient, documents(t, patient, "healthy", 1).ID)
-	for _, operation := range []string{"GET /doctors", "GET /patients", "GET /patients/1", "GET " + timelineOf(patient), "GET " + of(patient), "GET " + one, "POST " + of(patient), "POST " + one + "/amendments"} {
-		method, path, _ := strings.Cut(operation, " ")
-		for query, fault := range map[string]string{"colour=1": "colour", "colour=": "colour", "Limit=1": "Limit", "a=%zz": "", "a=1;b=2": ""} {
-			faulty(t, 400, fault, method, path+"?"+query, map[string]string{"POST": entry()}[method])
-		}
-	}
-	every := []string{"limit=1&limit=1", "limit=&limit=", "cursor=1&cursor=1"}
-	doctor := []string{"doctor_id=x", "doctor_id=0", "doctor_id=9223372036854775808", "doctor_id=1&doctor_id=2"}
-	for list, queries := range map[string][]string{
-		"/doctors":  every,
-		"/patients": slices.Concat(every, doctor, []string{"search=%00", "search=%ff", "search=a&search=b", "health_status=ill", "health_status=entered_in_error", "health_status=healthy&health_status="}),
-		of(patient): slices.Concat(every, doctor, []string{"outcome=unknown", "outcome=%ff", "outcome=healthy&outcome=healthy", "include_amended=1", "include_amended=True", "include_amended=true&include_amended=true",
-			"from=2024-01-01", "from=2024-01-01T00:00:00", "from=2024-01-01T00:00:00+01:00" /* a plus sign is a blank */, "from=&from=", "to=tomorrow", "to=2024-01-01T25:00:00Z", "to=2024-01-01T00:00:00Z&to="}),
-	} {
-		for _, query := range queries {
-			field, _, _ := strings.Cut(query, "=")
-			faulty(t, 400, field, "GET", list+"?"+query, "")
-		}
-	}
-	faulty(t, 400, "limit cursor x", "GET", "/doctors?limit=0&cursor=x&x=1", "") // all at once
-	for _, id := range []string{"x", "0", "-1", "1.5", "9223372036854775808", "%00", "%20", "1%2F"} {
-		for _, path := range []string{"/patients/" + id, "/patients/" + id + "/timeline", "/patients/" + id + "/interactions"} {
-			faulty(t, 400, "patient_id", "GET", path, "")
-		}
-		faulty(t, 400, "interaction_id", "GET", of(patient)+"/"+id, "")
-		faulty(t, 400, "patient_id", "POST", "/patients/"+id+"/interactions", entry())
-		faulty(t, 400, "interaction_id", "POST", of(patient)+"/"+id+"/amendments", entry())
-	}
-}
-
-func TestWhatDoesNotExistIsNotFound(t *testing.T) {
-	patient := alone(t)
-	for _, nobody := range []string{"/patients/9223372036854775807", "/patients/999999"} {
-		for _, path := range []string{"", "/timeline", "/interactions", "/interactions?include_amended=true", "/interactions/1"} {
-			refused(t, 404, "GET", nobody+path, "")
-		}
-		refused(t, 404, "POST", nobody+"/interactions", entry())
-		refused(t, 404, "POST", nobody+"/interactions", entry("doctor_id", 999999))
-		refused(t, 404, "POST", nobody+"/interactions/1/amendments", entry())
-	}
-	elsewhere := documents(t, newPatient(t, "Elsewhere"), "healthy", 1)
-	for _, id := range []int64{1<<63 - 1, elsewhere.ID} { // another patient's entry is not there either
-		refused(t, 404, "GET", entryAt(patient, id), "")
-		refused(t, 404, "POST", entryAt(patient, id)+"/amendments", entry())
-	}
-	for _, path := range []string{"/nothing", "/patients/", "/patients/1/", "/patients/1/nothing", "/doctors/1", "/index.html", "/openapi.json/", "/docs/nothing.js"} {
-		refused(t, 404, "GET", path, "")
-	}
-}
-
-func TestMethodThatAPathDoesNotTakeIsRefusedWithThoseThatItTakes(t *testing.T) {
+func TestPatient(t *testing.T) {
 	t.Parallel()
-	for path, allowed := range map[string]string{
-		"/doctors": "GET, HEAD", "/patients": "GET, HEAD", "/patients/1": "GET, HEAD", "/patients/1/timeline": "GET, HEAD", "/patients/1/interactions": "GET, HEAD, POST", "/patients/1/interactions/1": "GET, HEAD",
-		"/patients/1/interactions/1/amendments": "POST", "/livez": "GET, HEAD", "/readyz": "GET, HEAD", "/openapi.json": "GET, HEAD", "/": "GET, HEAD", "/docs/": "GET, HEAD",
-	} {
-		for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} {
-			if !strings.Contains(allowed, method) {
-				a := send(t, method, path, "")
-				problem(t, 405, a)
-				require.Equal(t, allowed, a.Header.Get("Allow"), method+" "+path)
+
+	t.Run("has the documented fields", func(t *testing.T) {
+		patient := newPatientNamed(t, "Ana")
+		patient.document(healthy, january(2))
+
+		require.JSONEq(t, fmt.Sprintf(`{
+			"id": %d,
+			"name": "Ana",
+			"birth_date": "1980-01-31",
+			"health_status": "healthy",
+			"last_interaction_at": "2024-01-02T09:00:00Z"
+		}`, patient.id), api.get(t, patient.path()).body)
+	})
+
+	t.Run("who does not exist is not found", func(t *testing.T) {
+		problem := expectProblem(t, api.get(t, "/patients/999999"), 404)
+		require.Equal(t, "There is no patient 999999.", problem.Detail)
+	})
+}
+
+func TestHealthStatus(t *testing.T) {
+	t.Parallel()
+	expect := func(t *testing.T, patient patient, status string, lastInteractionAt *time.Time) {
+		t.Helper()
+		got := getJSON[Patient](t, patient.path())
+		require.Equal(t, status, got.HealthStatus)
+		require.Equal(t, lastInteractionAt, got.LastInteractionAt)
+	}
+
+	t.Run("is unknown without interactions", func(t *testing.T) {
+		expect(t, newPatient(t), unknown, nil)
+	})
+
+	t.Run("is the outcome of the interaction that occurred last, not of the one recorded last", func(t *testing.T) {
+		patient := newPatient(t)
+		patient.document(healthy, january(2))
+		patient.document(unhealthy, january(1))
+		expect(t, patient, healthy, new(january(2)))
+	})
+
+	t.Run("is that of the highest id among interactions at the same time", func(t *testing.T) {
+		patient := newPatient(t)
+		patient.document(healthy, january(2))
+		patient.document(unhealthy, january(2))
+		expect(t, patient, unhealthy, new(january(2)))
+	})
+
+	t.Run("follows an amendment", func(t *testing.T) {
+		patient := newPatient(t)
+		patient.document(healthy, january(2))
+		last := patient.document(healthy, january(3))
+		patient.amend(last, unhealthy, fields{"occurred_at": january(4)})
+		expect(t, patient, unhealthy, new(january(4)))
+	})
+
+	t.Run("goes back if an interaction is struck out", func(t *testing.T) {
+		patient := newPatient(t)
+		first := patient.document(healthy, january(2))
+		last := patient.document(unhealthy, january(3))
+		patient.amend(last, enteredInError)
+		expect(t, patient, healthy, new(january(2)))
+		patient.amend(first, enteredInError)
+		expect(t, patient, unknown, nil)
+	})
+
+	t.Run("returns if a struck out interaction is brought back", func(t *testing.T) {
+		patient := newPatient(t)
+		struck := patient.amend(patient.document(healthy, january(2)), enteredInError)
+		patient.amend(struck, unhealthy)
+		expect(t, patient, unhealthy, new(january(2)))
+	})
+}
+
+func TestHistory(t *testing.T) {
+	t.Parallel()
+
+	t.Run("shows the latest interaction first, and of the same time the highest id", func(t *testing.T) {
+		patient := newPatient(t)
+		a := patient.document(healthy, january(3))
+		b := patient.document(unhealthy, january(4))
+		c := patient.document(healthy, january(4))
+		d := patient.document(healthy, january(1))
+		e := patient.document(healthy, january(4))
+
+		for _, limit := range []int{1, 2, 3, 5, 100} {
+			history := allPages[Interaction](t, fmt.Sprintf("%s?limit=%d", patient.interactionsPath(), limit))
+			require.Equal(t, []Interaction{e, c, b, a, d}, history, "limit %d", limit)
+		}
+	})
+
+	t.Run("shows only current interactions unless asked for all", func(t *testing.T) {
+		patient := newPatient(t)
+		wrong := patient.document(healthy, january(1))
+		right := patient.amend(wrong, unhealthy)
+		struck := patient.document(healthy, january(2))
+		striking := patient.amend(struck, enteredInError)
+
+		require.Equal(t, []int64{right.ID}, patient.history(""))
+		require.Equal(t, []int64{right.ID}, patient.history("include_amended=false"))
+		require.Equal(t, []int64{striking.ID, struck.ID, right.ID, wrong.ID}, patient.history("include_amended=true"))
+	})
+
+	t.Run("is filtered by outcome, doctor and time", func(t *testing.T) {
+		patient := newPatient(t)
+		a := patient.document(healthy, january(1))
+		b := patient.document(unhealthy, january(2), fields{"doctor_id": 2})
+		c := patient.document(healthy, january(3), fields{"doctor_id": 2})
+		d := patient.document(unhealthy, january(4))
+		e := patient.amend(d, enteredInError, fields{"doctor_id": 3})
+		f := patient.amend(b, healthy, fields{"doctor_id": 3})
+
+		for _, test := range []struct {
+			filter string
+			ids    []int64
+		}{
+			{"outcome=&doctor_id=&from=&to=&include_amended=&cursor=&limit=", []int64{c.ID, f.ID, a.ID}},
+			{"outcome=healthy", []int64{c.ID, f.ID, a.ID}},
+			{"outcome=unhealthy", []int64{}},
+			{"outcome=unhealthy&include_amended=true", []int64{d.ID, b.ID}},
+			{"outcome=entered_in_error&include_amended=true", []int64{e.ID}},
+			{"doctor_id=2", []int64{c.ID}},
+			{"doctor_id=2&include_amended=true", []int64{c.ID, b.ID}},
+			{"doctor_id=999999", []int64{}},
+			{"from=2024-01-02T09:00:00Z", []int64{c.ID, f.ID}},
+			{"from=2024-01-02T10:00:00.000001%2B01:00", []int64{c.ID}},
+			{"to=2024-01-03T09:00:00Z", []int64{f.ID, a.ID}},
+			{"to=0001-01-01T00:00:00Z", []int64{}},
+			{"from=2024-01-02T09:00:00Z&to=2024-01-03T09:00:00Z", []int64{f.ID}},
+			{"from=2024-01-03T09:00:00Z&to=2024-01-03T09:00:00Z", []int64{}},
+			{"from=2024-01-04T09:00:00Z&to=2024-01-01T09:00:00Z", []int64{}},
+			{"outcome=healthy&doctor_id=1&to=2024-01-02T09:00:00Z", []int64{a.ID}},
+		} {
+			require.Equal(t, test.ids, patient.history(test.filter), test.filter)
+		}
+	})
+
+	t.Run("of nobody is not found", func(t *testing.T) {
+		expectProblem(t, api.get(t, "/patients/999999/interactions"), 404)
+		expectProblem(t, api.get(t, "/patients/999999/interactions?include_amended=true"), 404)
+	})
+}
+
+func TestDocumentInteraction(t *testing.T) {
+	t.Parallel()
+
+	t.Run("returns the new interaction and its location", func(t *testing.T) {
+		patient := newPatient(t)
+
+		response := api.post(t, patient.interactionsPath(), `{
+			"doctor_id": 2, "outcome": "unhealthy", "notes": "Fever.", "occurred_at": "2024-01-02T10:00:00.1234569+01:00"
+		}`)
+
+		require.Equal(t, 201, response.status, response.body)
+		created := parseJSON[Interaction](t, response.body)
+		require.Equal(t, patient.interactionPath(created.ID), response.header.Get("Location"))
+		require.JSONEq(t, fmt.Sprintf(`{
+			"id": %d,
+			"patient_id": %d,
+			"doctor": {"id": 2, "name": "Dr. Ruben Achterkamp"},
+			"occurred_at": "2024-01-02T09:00:00.123456Z",
+			"recorded_at": %q,
+			"outcome": "unhealthy",
+			"notes": "Fever.",
+			"amends": null,
+			"amended_by": null
+		}`, created.ID, patient.id, created.RecordedAt.Format(time.RFC3339Nano)), response.body)
+		require.WithinDuration(t, time.Now(), created.RecordedAt, time.Minute)
+		require.Equal(t, response.body, api.get(t, patient.interactionPath(created.ID)).body)
+	})
+
+	t.Run("uses the current time by default", func(t *testing.T) {
+		created := newPatient(t).post(fields{"occurred_at": nil})
+		require.WithinDuration(t, time.Now(), created.OccurredAt, time.Minute)
+	})
+
+	t.Run("of nobody is not found", func(t *testing.T) {
+		expectProblem(t, api.post(t, "/patients/999999/interactions", interactionBody()), 404)
+		expectProblem(t, api.post(t, "/patients/999999/interactions", interactionBody(fields{"doctor_id": 999999})), 404)
+	})
+
+	t.Run("by a doctor who does not exist is refused", func(t *testing.T) {
+		patient := newPatient(t)
+		response := api.post(t, patient.interactionsPath(), interactionBody(fields{"doctor_id": 999999}))
+		expectFaults(t, response, "doctor_id")
+		require.Empty(t, patient.history("include_amended=true"))
+	})
+}
+
+func TestInteraction(t *testing.T) {
+	t.Parallel()
+
+	t.Run("of another patient is not found", func(t *testing.T) {
+		patient, other := newPatient(t), newPatient(t)
+		interaction := other.document(healthy, january(1))
+		expectProblem(t, api.get(t, patient.interactionPath(interaction.ID)), 404)
+	})
+
+	t.Run("that does not exist is not found", func(t *testing.T) {
+		expectProblem(t, api.get(t, newPatient(t).interactionPath(9223372036854775807)), 404)
+		expectProblem(t, api.get(t, "/patients/999999/interactions/1"), 404)
+	})
+}
+
+func TestAmendInteraction(t *testing.T) {
+	t.Parallel()
+
+	t.Run("links both interactions, wherever they are shown", func(t *testing.T) {
+		patient := newPatient(t)
+		first := patient.document(healthy, january(1))
+
+		second := patient.amend(first, unhealthy)
+
+		first.AmendedBy = &second.ID
+		require.Equal(t, &first.ID, second.Amends)
+		require.Equal(t, first, getJSON[Interaction](t, patient.interactionPath(first.ID)))
+		require.Equal(t, second, getJSON[Interaction](t, patient.interactionPath(second.ID)))
+		all := getJSON[Page[Interaction]](t, patient.interactionsPath()+"?include_amended=true")
+		require.Equal(t, []Interaction{second, first}, all.Items)
+	})
+
+	t.Run("keeps the time unless the request has one", func(t *testing.T) {
+		patient := newPatient(t)
+		first := patient.document(healthy, january(1))
+		second := patient.amend(first, healthy)
+		require.Equal(t, january(1), second.OccurredAt)
+		require.Equal(t, january(3), patient.amend(second, healthy, fields{"occurred_at": january(3)}).OccurredAt)
+	})
+
+	t.Run("is refused for all but the newest of a chain, and says which one amended it", func(t *testing.T) {
+		patient := newPatient(t)
+		first := patient.document(healthy, january(1))
+		second := patient.amend(first, unhealthy)
+		third := patient.amend(second, healthy)
+
+		problem := expectProblem(t, api.post(t, patient.amendmentsPath(first.ID), interactionBody()), 409)
+
+		require.Contains(t, problem.Detail, fmt.Sprintf("by interaction %d.", second.ID))
+		problem = expectProblem(t, api.post(t, patient.amendmentsPath(second.ID), interactionBody()), 409)
+		require.Contains(t, problem.Detail, fmt.Sprintf("by interaction %d.", third.ID))
+		require.Equal(t, []int64{third.ID}, patient.history(""))
+	})
+
+	t.Run("of an interaction that the patient does not have is not found", func(t *testing.T) {
+		patient, other := newPatient(t), newPatient(t)
+		elsewhere := other.document(healthy, january(1))
+		expectProblem(t, api.post(t, patient.amendmentsPath(elsewhere.ID), interactionBody()), 404)
+		expectProblem(t, api.post(t, patient.amendmentsPath(9223372036854775807), interactionBody()), 404)
+		expectProblem(t, api.post(t, "/patients/999999/interactions/1/amendments", interactionBody()), 404)
+	})
+
+	t.Run("can strike out after the birth date was corrected, with and without a time", func(t *testing.T) {
+		patient := newPatient(t)
+		first := patient.document(healthy, january(1))
+		second := patient.document(healthy, january(2))
+		patient.correctBirthDate("2024-03-01")
+
+		patient.amend(first, enteredInError)
+		patient.amend(second, enteredInError, fields{"occurred_at": january(2)})
+
+		require.Empty(t, patient.history(""))
+	})
+
+	t.Run("is refused if the kept time is now before the birth date", func(t *testing.T) {
+		patient := newPatient(t)
+		first := patient.document(healthy, january(1))
+		patient.correctBirthDate("2024-03-01")
+		expectFaults(t, api.post(t, patient.amendmentsPath(first.ID), interactionBody()), "occurred_at")
+	})
+}
+
+func TestTimeline(t *testing.T) {
+	t.Parallel()
+
+	t.Run("joins consecutive interactions with the same outcome", func(t *testing.T) {
+		patient := newPatient(t)
+		patient.document(unhealthy, january(4))
+		patient.document(healthy, january(1))
+		patient.document(healthy, january(6))
+		patient.document(healthy, january(7))
+		patient.document(unhealthy, january(3)) // recorded late
+		patient.document(healthy, january(3))   // between two unhealthy ones at the same time
+		patient.document(unhealthy, january(3))
+		patient.amend(patient.document(unhealthy, january(5)), enteredInError)
+		patient.amend(patient.document(unhealthy, january(2)), healthy)
+
+		require.JSONEq(t, `{"health_status": "healthy", "items": [
+			{"outcome": "healthy",   "from": "2024-01-01T09:00:00Z", "to": "2024-01-03T09:00:00Z", "interactions": 2},
+			{"outcome": "unhealthy", "from": "2024-01-03T09:00:00Z", "to": "2024-01-03T09:00:00Z", "interactions": 1},
+			{"outcome": "healthy",   "from": "2024-01-03T09:00:00Z", "to": "2024-01-03T09:00:00Z", "interactions": 1},
+			{"outcome": "unhealthy", "from": "2024-01-03T09:00:00Z", "to": "2024-01-06T09:00:00Z", "interactions": 2},
+			{"outcome": "healthy",   "from": "2024-01-06T09:00:00Z", "to": null,                   "interactions": 2}
+		]}`, api.get(t, patient.path()+"/timeline").body)
+	})
+
+	t.Run("of a patient without interactions is empty", func(t *testing.T) {
+		body := api.get(t, newPatient(t).path()+"/timeline").body
+		require.JSONEq(t, `{"health_status": "unknown", "items": []}`, body)
+	})
+
+	t.Run("of nobody is not found", func(t *testing.T) {
+		expectProblem(t, api.get(t, "/patients/999999/timeline"), 404)
+	})
+}
+
+func TestService(t *testing.T) {
+	t.Parallel()
+
+	t.Run("is alive and ready", func(t *testing.T) {
+		require.JSONEq(t, `{"status": "ok"}`, api.get(t, "/livez").body)
+		require.JSONEq(t, `{"status": "ok"}`, api.get(t, "/readyz?probe=1").body)
+	})
+
+	t.Run("redirects from / to Swagger UI", func(t *testing.T) {
+		response := api.get(t, "/")
+		require.Equal(t, 302, response.status)
+		require.Equal(t, "/docs/", response.header.Get("Location"))
+	})
+}
+
+// The rules of all operations
+
+func TestPagination(t *testing.T) {
+	t.Parallel()
+	lists := []string{"/doctors", "/patients", "/patients/1/interactions"}
+
+	t.Run("has 50 items by default, and up to 100", func(t *testing.T) {
+		patient := newPatient(t)
+		execute(t, `INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes)
+			SELECT $1, 1, '2024-01-01', 'healthy', n::text FROM generate_series(1, 101) n`, patient.id)
+
+		for _, test := range []struct {
+			limit string
+			items int
+		}{
+			{"", 50},
+			{"1", 1},
+			{"51", 51},
+			{"100", 100},
+		} {
+			page := getJSON[Page[Interaction]](t, patient.interactionsPath()+"?limit="+test.limit)
+			require.Len(t, page.Items, test.items)
+			require.NotNil(t, page.NextCursor)
+		}
+		require.Len(t, allPages[Interaction](t, patient.interactionsPath()+"?limit=100"), 101)
+	})
+
+	t.Run("has no next cursor on a last page that is full", func(t *testing.T) {
+		patient := newPatient(t)
+		patient.document(healthy, january(1))
+		patient.document(healthy, january(2))
+		require.Nil(t, getJSON[Page[Interaction]](t, patient.interactionsPath()+"?limit=2").NextCursor)
+	})
+
+	t.Run("has empty items, not null, if there are none", func(t *testing.T) {
+		empty := `{"items": [], "next_cursor": null}`
+		require.JSONEq(t, empty, api.get(t, newPatient(t).interactionsPath()).body)
+		require.JSONEq(t, empty, api.get(t, "/patients?search="+rand.Text()).body)
+		require.JSONEq(t, empty, api.get(t, "/doctors?cursor=999999999999999999").body)
+	})
+
+	t.Run("interactions added or amended while paging neither repeat nor hide others", func(t *testing.T) {
+		patient := newPatient(t)
+		var days []Interaction
+		for day := range 6 {
+			days = append(days, patient.document(healthy, january(day+1)))
+		}
+		list := patient.interactionsPath() + "?limit=2"
+		first := getJSON[Page[Interaction]](t, list) // january 6 and 5
+
+		patient.document(healthy, january(9))
+		late := patient.document(healthy, january(4))
+		patient.amend(days[4], unhealthy) // the cursor's own interaction
+		patient.amend(days[2], enteredInError)
+		rest := pagesAfter[Interaction](t, list, *first.NextCursor)
+
+		require.Equal(t, []int64{days[5].ID, days[4].ID}, interactionIDs(first.Items))
+		require.Equal(t, []int64{late.ID, days[3].ID, days[1].ID, days[0].ID}, interactionIDs(rest))
+	})
+
+	t.Run("a cursor marks its position even if the filter hides its interaction", func(t *testing.T) {
+		patient := newPatient(t)
+		first := patient.document(healthy, january(1))
+		second := patient.document(unhealthy, january(2))
+		require.Equal(t, []int64{first.ID}, patient.history(fmt.Sprintf("outcome=healthy&cursor=%d", second.ID)))
+	})
+
+	t.Run("a cursor that is not in the list yields an empty page", func(t *testing.T) {
+		patient, other := newPatient(t), newPatient(t)
+		patient.document(healthy, january(1))
+		elsewhere := other.document(healthy, january(2))
+		require.Empty(t, patient.history(fmt.Sprintf("cursor=%d", elsewhere.ID)))
+		require.Empty(t, getJSON[Page[Patient]](t, "/patients?cursor=999999999999999999").Items)
+	})
+
+	t.Run("refuses a limit that is not an integer from 1 to 100", func(t *testing.T) {
+		for _, list := range lists {
+			for _, limit := range []string{"0", "101", "-1", "1.5", "x", "null", "%201", "01", "%2B1", "99999999999999999999"} {
+				problem := expectFaults(t, api.get(t, list+"?limit="+limit), "limit")
+				require.Equal(t, "must be an integer from 1 to 100", problem.Errors[0].Detail)
 			}
 		}
-	}
-}
+	})
 
-func TestBodyMustSayThatItIsJSON(t *testing.T) {
-	patient := alone(t)
-	for _, kind := range []string{"", "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "application/json; charset", "multipart/form-data"} {
-		refused(t, 415, "POST", of(patient), entry(), "Content-Type", kind)
-	}
-	require.Empty(t, historyOf(t, patient, ""))
-	write(t, of(patient), entry(), "Content-Type", "Application/JSON; charset=utf-8")
-}
-
-func TestOtherWebPageMayReadButNotWrite(t *testing.T) {
-	patient := alone(t)
-	for _, header := range [][]string{{"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"}, {"Origin", "https://example.org"}, {"Origin", "null"}} {
-		refused(t, 403, "POST", of(patient), entry(), header...)
-		require.Equal(t, 200, send(t, "GET", of(patient), "", header...).StatusCode)
-	}
-	require.Empty(t, historyOf(t, patient, ""))
-	for _, header := range [][]string{{"Sec-Fetch-Site", "same-origin"}, {"Sec-Fetch-Site", "none"}, {"Origin", product.url}} {
-		write(t, of(patient), entry(), header...)
-	}
-}
-
-func TestEveryAnswerIsKeptFromCachesAndFromOtherPagesAndHasAHead(t *testing.T) {
-	t.Parallel()
-	seen := map[string]bool{}
-	for _, path := range []string{"/doctors?cursor=99999", "/patients?search=Wendelhorst", "/patients/2", "/patients/2/timeline", "/patients/2/interactions", "/patients/1/interactions/1", "/livez", "/readyz", "/openapi.json", "/nothing", "/patients/x"} {
-		get, head := send(t, "GET", path, ""), send(t, "HEAD", path, "")
-		for header, want := range map[string]string{"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Content-Length": fmt.Sprint(len(get.body))} {
-			require.Equal(t, []string{want, want}, []string{get.Header.Get(header), head.Header.Get(header)}, path)
+	t.Run("refuses a cursor that no page has returned", func(t *testing.T) {
+		for _, list := range lists {
+			for _, cursor := range []string{"x", "0", "-1", "01", "1.5", "%2B1", "1%20", "1000000000000000000"} {
+				problem := expectFaults(t, api.get(t, list+"?cursor="+cursor), "cursor")
+				require.Equal(t, "must be the next_cursor of the previous page", problem.Errors[0].Detail)
+			}
 		}
-		require.Equal(t, get.StatusCode, head.StatusCode)
-		require.Empty(t, head.body)
-		require.False(t, seen[get.Header.Get("X-Request-Id")], "each has one of its own")
-		seen[get.Header.Get("X-Request-Id")] = true
-	}
-	require.JSONEq(t, `{"status": "ok"}`, send(t, "GET", "/livez", "").body)
-	require.JSONEq(t, `{"status": "ok"}`, send(t, "GET", "/readyz", "").body)
+	})
 }
 
-// Trouble
+func TestRetries(t *testing.T) {
+	t.Parallel()
+	key := func(value string) http.Header { return http.Header{"Idempotency-Key": {value}} }
 
-func TestLogHasOneLineARequestAndNoWordOfARecord(t *testing.T) {
+	t.Run("a repeated request returns the interaction of the first time as it is now", func(t *testing.T) {
+		patient := newPatient(t)
+		body := interactionBody(fields{"notes": " Fever. ", "occurred_at": "2024-05-13T11:30:00+02:00"})
+		first := parseJSON[Interaction](t, api.postWith(t, key("k"), patient.interactionsPath(), body).body)
+		amendment := patient.amend(first, unhealthy)
+		first.AmendedBy = &amendment.ID
+
+		for _, repeated := range []string{
+			body,
+			interactionBody(fields{"notes": "Fever.", "occurred_at": "2024-05-13T09:30:00.0000009Z"}),
+			interactionBody(fields{"notes": "Fever."}),
+		} {
+			response := api.postWith(t, key("k"), patient.interactionsPath(), repeated)
+			require.Equal(t, 201, response.status, response.body)
+			require.Equal(t, patient.interactionPath(first.ID), response.header.Get("Location"))
+			require.Equal(t, first, parseJSON[Interaction](t, response.body))
+		}
+		require.Equal(t, []int64{amendment.ID, first.ID}, patient.history("include_amended=true"))
+	})
+
+	t.Run("a repeated amendment returns the amendment of the first time", func(t *testing.T) {
+		patient := newPatient(t)
+		amended := patient.document(healthy, january(1))
+		path := patient.amendmentsPath(amended.ID)
+		first := parseJSON[Interaction](t, api.postWith(t, key("k"), path, interactionBody()).body)
+
+		for _, repeated := range []string{interactionBody(), interactionBody(fields{"occurred_at": january(1)})} {
+			response := api.postWith(t, key("k"), path, repeated)
+			require.Equal(t, 201, response.status, response.body)
+			require.Equal(t, first, parseJSON[Interaction](t, response.body))
+		}
+		require.Len(t, patient.history("include_amended=true"), 2)
+	})
+
+	t.Run("a key of another request is refused", func(t *testing.T) {
+		patient := newPatient(t)
+		first := parseJSON[Interaction](t, api.postWith(t, key("k"), patient.interactionsPath(), interactionBody()).body)
+		path := patient.amendmentsPath(first.ID)
+		amendment := parseJSON[Interaction](t, api.postWith(t, key("a"), path, interactionBody()).body)
+
+		for _, test := range []struct {
+			difference string
+			key        string
+			path       string
+			body       string
+		}{
+			{"doctor", "k", patient.interactionsPath(), interactionBody(fields{"doctor_id": 2})},
+			{"outcome", "k", patient.interactionsPath(), interactionBody(fields{"outcome": unhealthy})},
+			{"notes", "k", patient.interactionsPath(), interactionBody(fields{"notes": "Other."})},
+			{"time", "k", patient.interactionsPath(), interactionBody(fields{"occurred_at": january(1)})},
+			{"an amendment for an interaction", "k", path, interactionBody()},
+			{"an interaction for an amendment", "a", patient.interactionsPath(), interactionBody()},
+			{"amended interaction", "a", patient.amendmentsPath(amendment.ID), interactionBody()},
+		} {
+			t.Run(test.difference, func(t *testing.T) {
+				expectFaults(t, api.postWith(t, key(test.key), test.path, test.body), "Idempotency-Key")
+			})
+		}
+		require.Len(t, patient.history("include_amended=true"), 2)
+	})
+
+	t.Run("patients do not share keys", func(t *testing.T) {
+		patient, other := newPatient(t), newPatient(t)
+		first := parseJSON[Interaction](t, api.postWith(t, key("k"), patient.interactionsPath(), interactionBody()).body)
+		second := parseJSON[Interaction](t, api.postWith(t, key("k"), other.interactionsPath(), interactionBody()).body)
+		require.NotEqual(t, first.ID, second.ID)
+	})
+
+	t.Run("a refused request does not use up its key", func(t *testing.T) {
+		patient := newPatient(t)
+		first := patient.document(healthy, january(1))
+		second := patient.amend(first, healthy)
+		path := patient.interactionsPath()
+		require.Equal(t, 422, api.postWith(t, key("k"), path, interactionBody(fields{"doctor_id": 999999})).status)
+		require.Equal(t, 422, api.postWith(t, key("k"), path, interactionBody(fields{"notes": ""})).status)
+		require.Equal(t, 404, api.postWith(t, key("k"), patient.amendmentsPath(1), interactionBody()).status)
+		require.Equal(t, 409, api.postWith(t, key("k"), patient.amendmentsPath(first.ID), interactionBody()).status)
+
+		require.Equal(t, 201, api.postWith(t, key("k"), patient.amendmentsPath(second.ID), interactionBody()).status)
+	})
+
+	t.Run("a key has 1 to 255 visible ASCII characters", func(t *testing.T) {
+		patient := newPatient(t)
+		longest := strings.Repeat("!~", 127) + "k"
+		require.Equal(t, 201, api.postWith(t, key(longest), patient.interactionsPath(), interactionBody()).status)
+		for _, refused := range []string{"", longest + "k", "schlüssel", "a b", "a\tb", "\xff"} {
+			expectFaults(t, api.postWith(t, key(refused), patient.interactionsPath(), interactionBody()), "Idempotency-Key")
+		}
+	})
+
+	t.Run("a key is given only once", func(t *testing.T) {
+		patient := newPatient(t)
+		twice := http.Header{"Idempotency-Key": {"k", "k"}}
+		expectFaults(t, api.postWith(t, twice, patient.interactionsPath(), interactionBody()), "Idempotency-Key")
+	})
+}
+
+func TestLimits(t *testing.T) {
+	t.Parallel()
+
+	t.Run("notes are returned as sent, but for white space around them", func(t *testing.T) {
+		const whiteSpace = " \t\r\n\v\f\u0085\u00a0\u1680\u2003\u2028\u2029\u3000"
+		for _, notes := range []string{
+			"x \n y",
+			`<b>&amp; "quoted" \ud800 %s 'x'; --`,
+			"\u200bzero width\ufeff",
+			"t n v f r b x 0 \\",
+			"trv",
+		} {
+			created := newPatient(t).post(fields{"notes": whiteSpace + notes + whiteSpace})
+			require.Equal(t, notes, created.Notes)
+		}
+	})
+
+	t.Run("notes have up to 10,000 characters, however they are escaped", func(t *testing.T) {
+		patient := newPatient(t)
+		for character, escaped := range map[string]string{"x": "x", "ä": `\u00e4`, "😀": `\uD83d\ude00`} {
+			body := fmt.Sprintf(`{"doctor_id": 1, "outcome": "healthy", "notes": "  %s  "}`, strings.Repeat(escaped, 10_000))
+			response := api.post(t, patient.interactionsPath(), body)
+			require.Equal(t, 201, response.status)
+			require.Equal(t, strings.Repeat(character, 10_000), parseJSON[Interaction](t, response.body).Notes)
+		}
+		tooLong := interactionBody(fields{"notes": strings.Repeat("ä", 10_001)})
+		expectFaults(t, api.post(t, patient.interactionsPath(), tooLong), "notes")
+	})
+
+	t.Run("a body has up to 128 KiB", func(t *testing.T) {
+		patient, body := newPatient(t), interactionBody()
+		largest := body + strings.Repeat(" ", 128<<10-len(body))
+		require.Equal(t, 201, api.post(t, patient.interactionsPath(), largest).status)
+		expectProblem(t, api.post(t, patient.interactionsPath(), largest+" "), 413)
+		expectProblem(t, api.post(t, patient.interactionsPath(), strings.Repeat("{", 200_000)), 413)
+	})
+
+	t.Run("occurred_at lies between the birth date and 5 minutes from now", func(t *testing.T) {
+		patient := newPatient(t) // born on 1980-01-31, which begins at 10:00 UTC of the day before in the first time zone
+		inTime := time.Now().Add(5*time.Minute - 10*time.Second)
+		for _, accepted := range []string{"1980-01-30T10:00:00Z", "1980-01-31T00:00:00+14:00", inTime.Format(time.RFC3339)} {
+			patient.post(fields{"occurred_at": accepted})
+		}
+
+		tooLate := time.Now().Add(5*time.Minute + 10*time.Second)
+		for _, test := range []struct{ occurredAt, detail string }{
+			{"1980-01-30T09:59:59.999999Z", "must not be before the patient's birth date"},
+			{"0001-01-01T00:00:00Z", "must not be before the patient's birth date"},
+			{"0000-01-01T00:00:00Z", "must not be before the patient's birth date"},
+			{tooLate.Format(time.RFC3339), "must be at most 5 minutes in the future"},
+			{"9999-12-31T23:59:59Z", "must be at most 5 minutes in the future"},
+		} {
+			body := interactionBody(fields{"occurred_at": test.occurredAt})
+			problem := expectFaults(t, api.post(t, patient.interactionsPath(), body), "occurred_at")
+			require.Equal(t, test.detail, problem.Errors[0].Detail, test.occurredAt)
+		}
+	})
+
+	t.Run("a patient who is not born yet has no interactions", func(t *testing.T) {
+		patient := newPatient(t)
+		patient.correctBirthDate(time.Now().AddDate(0, 0, 3).Format(time.DateOnly))
+		expectFaults(t, api.post(t, patient.interactionsPath(), interactionBody()), "occurred_at")
+	})
+}
+
+func TestValidation(t *testing.T) {
+	t.Parallel()
+
+	t.Run("names every faulty field at once, in the order path, query, header, body", func(t *testing.T) {
+		header := http.Header{"Idempotency-Key": {"a b"}}
+		body := `{"doctor_id": "1", "outcome": "ill", "notes": " ", "occurred_at": "2024-05-13T09:30:00", "x": 1, "A": 1}`
+
+		response := api.postWith(t, header, "/patients/0/interactions?q=1", body)
+
+		problem := expectProblem(t, response, 422)
+		require.Equal(t, "Validation failed; see errors.", problem.Detail)
+		require.Equal(t, []FieldError{
+			{"patient_id", "must be an integer of at least 1"},
+			{"Idempotency-Key", "must be 1 to 255 visible ASCII characters"},
+			{"doctor_id", "must be an integer of at least 1"},
+			{"outcome", "must be one of healthy, unhealthy"},
+			{"notes", "must not be empty"},
+			{"occurred_at", "must be a time with an offset, such as 2024-05-13T09:30:00Z"},
+			{"A", "is unknown"},
+			{"q", "is unknown"},
+			{"x", "is unknown"},
+		}, problem.Errors)
+	})
+
+	t.Run("names every missing field", func(t *testing.T) {
+		for _, body := range []string{`{}`, `{"doctor_id": null, "outcome": null, "notes": null, "occurred_at": null}`} {
+			problem := expectFaults(t, api.post(t, "/patients/1/interactions", body), "doctor_id", "outcome", "notes")
+			require.Equal(t, "is required", problem.Errors[0].Detail)
+		}
+	})
+
+	t.Run("refuses ids that are not positive integers", func(t *testing.T) {
+		for _, id := range []string{"x", "0", "-1", "1.5", "null", "+1", "01", "9223372036854775808", "%00", "%20", "1%2F"} {
+			for _, path := range []string{"/patients/" + id, "/patients/" + id + "/timeline", "/patients/" + id + "/interactions"} {
+				expectFaults(t, api.get(t, path), "patient_id")
+			}
+			expectFaults(t, api.get(t, "/patients/1/interactions/"+id), "interaction_id")
+			expectFaults(t, api.post(t, "/patients/1/interactions/"+id+"/amendments", interactionBody()), "interaction_id")
+		}
+	})
+
+	t.Run("refuses unknown and repeated query parameters", func(t *testing.T) {
+		for _, path := range []string{
+			"/doctors",
+			"/patients",
+			"/patients/1",
+			"/patients/1/timeline",
+			"/patients/1/interactions",
+			"/patients/1/interactions/1",
+		} {
+			expectFaults(t, api.get(t, path+"?colour=1"), "colour")
+			expectFaults(t, api.get(t, path+"?colour="), "colour")
+			expectFaults(t, api.get(t, path+"?Limit=1"), "Limit")
+		}
+		expectFaults(t, api.get(t, "/doctors?limit=1&limit=1"), "limit")
+		expectFaults(t, api.get(t, "/doctors?limit=&limit="), "limit")
+		expectFaults(t, api.get(t, "/patients/1/interactions?from=&from="), "from")
+	})
+
+	t.Run("refuses malformed query parameters", func(t *testing.T) {
+		for _, query := range []string{
+			"/patients?search=%00",
+			"/patients?health_status=ill",
+			"/patients?health_status=entered_in_error",
+			"/patients?doctor_id=0",
+			"/patients?doctor_id=x",
+			"/patients/1/interactions?outcome=unknown",
+			"/patients/1/interactions?doctor_id=9223372036854775808",
+			"/patients/1/interactions?include_amended=1",
+			"/patients/1/interactions?include_amended=True",
+			"/patients/1/interactions?from=2024-01-01",
+			"/patients/1/interactions?from=2024-01-01T00:00:00",
+			"/patients/1/interactions?from=2024-01-01T00:00:00+01:00", // in a URL, + is a blank
+			"/patients/1/interactions?to=2024-01-01T25:00:00Z",
+		} {
+			_, parameter, _ := strings.Cut(query, "?")
+			name, _, _ := strings.Cut(parameter, "=")
+			expectFaults(t, api.get(t, query), name)
+		}
+	})
+
+	t.Run("refuses a faulty body field, whatever is wrong with it", func(t *testing.T) {
+		patient := newPatient(t)
+		for _, test := range []struct{ field, json string }{
+			{"doctor_id", `"1"`},
+			{"doctor_id", `1.0`},
+			{"doctor_id", `1e2`},
+			{"doctor_id", `0`},
+			{"doctor_id", `-0`},
+			{"doctor_id", `9223372036854775808`},
+			{"doctor_id", `[1]`},
+			{"outcome", `true`},
+			{"outcome", `{}`},
+			{"outcome", `""`},
+			{"outcome", `"Healthy"`},
+			{"outcome", `" healthy"`},
+			{"outcome", `"unknown"`},
+			{"outcome", `"entered_in_error"`},
+			{"notes", `1`},
+			{"notes", `""`},
+			{"notes", `" \n\u2003"`},
+			{"notes", `"a\u0000b"`},
+			{"occurred_at", `1`},
+			{"occurred_at", `false`},
+			{"occurred_at", `""`},
+			{"occurred_at", `"yesterday"`},
+			{"occurred_at", `"2024-05-13"`},
+			{"occurred_at", `"2024-02-30T09:30:00Z"`},
+		} {
+			body := interactionBody(fields{test.field: json.RawMessage(test.json)})
+			problem := expectFaults(t, api.post(t, patient.interactionsPath(), body), test.field)
+			require.NotEmpty(t, problem.Errors[0].Detail)
+		}
+		require.Empty(t, patient.history("include_amended=true"))
+	})
+
+	t.Run("matches the names of body fields exactly", func(t *testing.T) {
+		path := newPatient(t).interactionsPath()
+		body := `{"doctor_id": 1, "DOCTOR_ID": 2, "outcome": "healthy", "notes": "x"}`
+		expectFaults(t, api.post(t, path, body), "DOCTOR_ID")
+		for _, unknown := range []string{"patient_id", "Idempotency-Key", "IdempotencyKey", "noteſ"} {
+			expectFaults(t, api.post(t, path, interactionBody(fields{unknown: nil})), unknown)
+		}
+	})
+
+	t.Run("takes the last value of a repeated body field", func(t *testing.T) {
+		body := `{"doctor_id": 1, "outcome": "healthy", "notes": "first", "notes": "last"}`
+		response := api.post(t, newPatient(t).interactionsPath(), body)
+		require.Equal(t, "last", parseJSON[Interaction](t, response.body).Notes)
+	})
+}
+
+func TestErrors(t *testing.T) {
+	t.Parallel()
+
+	t.Run("a query string that cannot be parsed or is not UTF-8 is malformed", func(t *testing.T) {
+		for _, query := range []string{"search=%zz", "a=1;b=2", "search=%ff", "%ff=1"} {
+			expectProblem(t, api.get(t, "/patients?"+query), 400)
+		}
+	})
+
+	t.Run("a body that is not one JSON object in UTF-8 is malformed", func(t *testing.T) {
+		patient := newPatient(t)
+		for _, body := range []string{
+			"",
+			" ",
+			"notes=x",
+			`{"notes": "x"`,
+			"\ufeff" + interactionBody(),
+			"null",
+			"[]",
+			`"x"`,
+			"1",
+			interactionBody() + interactionBody(),
+			interactionBody() + "]",
+			`{"notes": "` + "\xff" + `"}`,
+		} {
+			expectProblem(t, api.post(t, patient.interactionsPath(), body), 400)
+		}
+		require.Empty(t, patient.history("include_amended=true"))
+	})
+
+	t.Run("a body must be application/json", func(t *testing.T) {
+		patient := newPatient(t)
+		contentType := func(value string) http.Header { return http.Header{"Content-Type": {value}} }
+		for _, refused := range []string{"", "text/plain", "application/jsonp", "application/json; charset", "multipart/form-data"} {
+			expectProblem(t, api.postWith(t, contentType(refused), patient.interactionsPath(), interactionBody()), 415)
+		}
+		accepted := contentType("Application/JSON; charset=utf-8")
+		require.Equal(t, 201, api.postWith(t, accepted, patient.interactionsPath(), interactionBody()).status)
+	})
+
+	t.Run("another web page may read but not write", func(t *testing.T) {
+		patient := newPatient(t)
+		for _, header := range []http.Header{
+			{"Sec-Fetch-Site": {"cross-site"}},
+			{"Sec-Fetch-Site": {"same-site"}},
+			{"Origin": {"https://example.org"}},
+			{"Origin": {"null"}},
+		} {
+			expectProblem(t, api.postWith(t, header, patient.interactionsPath(), interactionBody()), 403)
+			require.Equal(t, 200, api.request(t, "GET", patient.path(), "", header).status)
+		}
+		require.Empty(t, patient.history(""))
+		for _, header := range []http.Header{{"Sec-Fetch-Site": {"same-origin"}}, {"Origin": {api.url}}} {
+			require.Equal(t, 201, api.postWith(t, header, patient.interactionsPath(), interactionBody()).status)
+		}
+	})
+
+	t.Run("an unknown path is not found", func(t *testing.T) {
+		for _, path := range []string{"/nothing", "/patients/", "/patients/1/", "/patients/1/nothing", "/doctors/1"} {
+			expectProblem(t, api.get(t, path), 404)
+		}
+	})
+
+	t.Run("a method that a path does not support is refused with those that it supports", func(t *testing.T) {
+		for _, test := range []struct{ path, allow string }{
+			{"/", "GET, HEAD"},
+			{"/docs/", "GET, HEAD"},
+			{"/openapi.json", "GET, HEAD"},
+			{"/livez", "GET, HEAD"},
+			{"/readyz", "GET, HEAD"},
+			{"/doctors", "GET, HEAD"},
+			{"/patients", "GET, HEAD"},
+			{"/patients/1", "GET, HEAD"},
+			{"/patients/1/timeline", "GET, HEAD"},
+			{"/patients/1/interactions", "GET, HEAD, POST"},
+			{"/patients/1/interactions/1", "GET, HEAD"},
+			{"/patients/1/interactions/1/amendments", "POST"},
+		} {
+			for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} {
+				if strings.Contains(test.allow, method) {
+					continue
+				}
+				response := api.request(t, method, test.path, "", nil)
+				expectProblem(t, response, 405)
+				require.Equal(t, test.allow, response.header.Get("Allow"), "%s %s", method, test.path)
+			}
+		}
+	})
+
+	t.Run("a defect of the service is a 500 that only the log explains", func(t *testing.T) {
+		broken := newService(t, nil) // without a store every operation panics
+
+		problem := expectProblem(t, broken.get(t, "/doctors"), 500)
+
+		require.Equal(t, "The service has a defect. Report the X-Request-Id.", problem.Detail)
+		require.Equal(t, 200, broken.get(t, "/livez").status)
+		require.Regexp(t, `level=ERROR msg="request failed" error="panic: [^\n]*store\.go[^\n]* request_id=\w+`, broken.log.String())
+	})
+}
+
+func TestResponseHeaders(t *testing.T) {
+	t.Parallel()
+
+	t.Run("forbid caching and embedding, of GET and HEAD alike", func(t *testing.T) {
+		for _, path := range []string{"/doctors", "/patients/1", "/livez", "/openapi.json", "/nothing", "/patients/x"} {
+			get, head := api.get(t, path), api.request(t, "HEAD", path, "", nil)
+			require.Equal(t, get.status, head.status)
+			require.Empty(t, head.body)
+			for _, response := range []response{get, head} {
+				require.Equal(t, "no-store", response.header.Get("Cache-Control"))
+				require.Equal(t, "nosniff", response.header.Get("X-Content-Type-Options"))
+				require.Equal(t, "default-src 'none'; frame-ancestors 'none'", response.header.Get("Content-Security-Policy"))
+				require.Equal(t, strconv.Itoa(len(get.body)), response.header.Get("Content-Length"))
+			}
+		}
+	})
+
+	t.Run("have a new X-Request-Id each time", func(t *testing.T) {
+		first, second := api.get(t, "/livez"), api.get(t, "/livez")
+		require.NotEmpty(t, first.header.Get("X-Request-Id"))
+		require.NotEqual(t, first.header.Get("X-Request-Id"), second.header.Get("X-Request-Id"))
+	})
+}
+
+// Concurrent clients
+
+func TestConcurrentClients(t *testing.T) {
+	t.Parallel()
+
+	t.Run("twenty copies of a request create one interaction", func(t *testing.T) {
+		patient := newPatient(t)
+		first := patient.document(healthy, january(1))
+		for _, path := range []string{patient.interactionsPath(), patient.amendmentsPath(first.ID)} {
+			before := len(patient.history("include_amended=true"))
+
+			responses := concurrently(t, 20, func(int) (response, error) {
+				return api.send("POST", path, interactionBody(), http.Header{"Idempotency-Key": {path}})
+			})
+
+			created := map[int64]bool{}
+			for _, response := range responses {
+				require.Equal(t, 201, response.status, response.body)
+				created[parseJSON[Interaction](t, response.body).ID] = true
+			}
+			require.Len(t, created, 1)
+			require.Len(t, patient.history("include_amended=true"), before+1)
+		}
+	})
+
+	t.Run("one of several amendments wins, and the others learn which", func(t *testing.T) {
+		patient := newPatient(t)
+		first := patient.document(healthy, january(1))
+
+		responses := concurrently(t, 10, func(int) (response, error) {
+			return api.send("POST", patient.amendmentsPath(first.ID), interactionBody(), nil)
+		})
+
+		winners := patient.history("")
+		require.Len(t, winners, 1)
+		conflicts := 0
+		for _, response := range responses {
+			if response.status != 201 {
+				conflicts++
+				problem := expectProblem(t, response, 409)
+				require.Contains(t, problem.Detail, fmt.Sprintf("by interaction %d.", winners[0]))
+			}
+		}
+		require.Equal(t, 9, conflicts)
+	})
+
+	t.Run("many writers of one patient lose nothing, and disturb nobody who pages", func(t *testing.T) {
+		patient := newPatient(t)
+		for day := range 10 {
+			patient.document(healthy, january(day+1))
+		}
+		old := patient.history("")
+
+		pages := concurrently(t, 8, func(int) (response, error) {
+			for day := range 8 {
+				body := interactionBody(fields{"outcome": unhealthy, "occurred_at": january(day + 1)})
+				created, err := api.send("POST", patient.interactionsPath(), body, nil)
+				if err != nil || created.status != 201 {
+					return created, err
+				}
+			}
+			return api.send("GET", patient.interactionsPath()+"?outcome=healthy", "", nil)
+		})
+
+		for _, page := range pages {
+			require.Equal(t, old, interactionIDs(parseJSON[Page[Interaction]](t, page.body).Items))
+		}
+		require.Len(t, patient.history("limit=100"), 10+8*8)
+		require.Equal(t, healthy, getJSON[Patient](t, patient.path()).HealthStatus, "january 10 is the last")
+	})
+
+	t.Run("a body may take longer to arrive than the limit for the answer", func(t *testing.T) {
+		t.Parallel()
+		upload := startUpload(t, api.url+newPatient(t).interactionsPath())
+
+		time.Sleep(answerTimeout + 200*time.Millisecond)
+		upload.finish()
+
+		require.Equal(t, 201, <-upload.status)
+	})
+}
+
+// The log
+
+func TestLog(t *testing.T) {
 	t.Parallel()
 	const secret = "Grimsvotn"
-	s, patient, locked := serveOn(served), newPatient(t, secret), newPatient(t, secret)
-	defer lock(locked)()
-	routes := map[string]string{} // by request id
-	for _, c := range [][]string{
-		{`"GET /patients" status=200`, "GET", "/patients?search=" + secret, ""},
-		{`"GET /patients" status=400`, "GET", "/patients?" + secret + "=" + secret, ""},
-		{`"POST /patients/{patient_id}/interactions" status=201`, "POST", of(patient), entry("notes", secret)},
-		{`"POST /patients/{patient_id}/interactions" status=422`, "POST", of(patient), entry("notes", secret, "outcome", secret)},
-		{`"POST /patients/{patient_id}/interactions" status=400`, "POST", of(patient), entry(secret, secret)},
-		{`"POST /patients/{patient_id}/interactions" status=503`, "POST", of(locked), entry("notes", secret)},
-		{`"GET /patients/{patient_id}/timeline" status=400`, "GET", "/patients/" + secret + "/timeline", ""},
-		{`"" status=404`, "GET", "/" + secret, ""},
-		{`"" status=405`, "DELETE", "/patients/" + secret, ""},
-	} {
-		routes[send(t, c[1], s.url+c[2], c[3], "Idempotency-Key", secret, "X-Request-Id", secret).Header.Get("X-Request-Id")] = c[0]
-	}
-	s.stop() // after the last line
-	lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
-	require.Len(t, lines, len(routes))
-	for _, line := range lines {
-		id := regexp.MustCompile(`request_id=(\w+)`).FindStringSubmatch(line)[1]
-		require.Regexp(t, `^time=\S+ level=INFO msg=request method=[A-Z]+ route=`+regexp.QuoteMeta(routes[id])+` duration=\S+ request_id=`, line)
-		require.NotContains(t, line, secret)
-	}
-}
 
-func TestDefectCostsOneRequestAndTellsTheLogAlone(t *testing.T) {
-	t.Parallel()
-	log := bytes.Buffer{}
-	web := httptest.NewServer(newHandler(nil, slog.New(slog.NewTextHandler(&log, nil)))) // whose every use of the store is a defect
-	require.Equal(t, "The service has a defect: tell its operator the X-Request-Id.", refused(t, 500, "GET", web.URL+"/doctors", "").Detail)
-	require.Equal(t, 200, send(t, "GET", web.URL+"/livez", "").StatusCode)
-	web.Close()
-	require.Regexp(t, `status=500 .*error="panic: .*store\.go`, log.String())
-}
+	t.Run("has one line per request, without any value of the request", func(t *testing.T) {
+		service := newService(t, openStore(t, serviceURL))
+		patient := newPatientNamed(t, secret)
+		header := http.Header{"Idempotency-Key": {secret}, "X-Request-Id": {secret}}
 
-// lock holds a patient's row, as a stuck program would.
-func lock(patient int64) (unlock func()) {
-	tx := must(owner.Begin(always))
-	must(tx.Exec(always, "SELECT FROM patients WHERE id = $1 FOR UPDATE", patient))
-	return func() { tx.Rollback(always) }
-}
-
-func TestLockedPatientCostsWritersAMomentAndReadersNothing(t *testing.T) {
-	patient := alone(t)
-	s, unlock := serveOn(served), lock(patient)
-	defer s.stop()
-	defer unlock()
-	start := time.Now()
-	refused(t, 503, "POST", s.url+of(patient), entry(), "Idempotency-Key", "k")
-	require.Less(t, time.Since(start), 2*time.Second)
-	start = time.Now()
-	atOnce(10*maxWrites, func() any { // more than the service serves within the time limit of a request
-		refused(t, 503, "POST", s.url+of(patient), entry())
-		require.Less(t, time.Since(start), 6*time.Second)
-		asked := time.Now()
-		require.Empty(t, read[PageOf[Interaction]](t, s.url+of(patient)).Items)
-		require.Less(t, time.Since(asked), 2*time.Second)
-		return nil
+		for _, test := range []struct{ method, path, body, logged string }{
+			{"GET", "/patients?search=" + secret, "", `method=GET route="GET /patients" status=200`},
+			{"GET", "/patients?" + secret + "=1", "", `method=GET route="GET /patients" status=422`},
+			{"POST", patient.interactionsPath(), interactionBody(fields{"notes": secret}),
+				`method=POST route="POST /patients/{patient_id}/interactions" status=201`},
+			{"POST", patient.interactionsPath(), interactionBody(fields{"outcome": secret}),
+				`method=POST route="POST /patients/{patient_id}/interactions" status=422`},
+			{"GET", "/patients/" + secret + "/timeline", "", `method=GET route="GET /patients/{patient_id}/timeline" status=422`},
+			{"GET", "/" + secret, "", `method=GET route=/ status=404`},
+			{"DELETE", "/patients/" + secret, "", `method=DELETE route=/patients/{patient_id} status=405`},
+		} {
+			id := service.request(t, test.method, test.path, test.body, header).header.Get("X-Request-Id")
+			lines := regexp.MustCompile(`.*`+id+`.*`).FindAllString(service.log.String(), -1)
+			require.Len(t, lines, 1)
+			require.Regexp(t, `^time=\S+ level=INFO msg=request `+regexp.QuoteMeta(test.logged)+` duration=\S+ request_id=\w+$`, lines[0])
+		}
+		require.NotContains(t, service.log.String(), secret)
 	})
-	unlock()
-	write(t, s.url+of(patient), entry(), "Idempotency-Key", "k") // which the failed request did not use up
+
+	t.Run("has the cause of a 503, without any value of the request", func(t *testing.T) {
+		service := newService(t, openStore(t, serviceURL))
+		patient := newPatientNamed(t, secret)
+		defer patient.lock()()
+
+		response := service.post(t, patient.interactionsPath(), interactionBody(fields{"notes": secret}))
+
+		expectProblem(t, response, 503)
+		id := response.header.Get("X-Request-Id")
+		require.Regexp(t, `level=ERROR msg="request failed" error=".*SQLSTATE 55P03.*" request_id=`+id, service.log.String())
+		require.NotContains(t, service.log.String(), secret)
+	})
+
+	t.Run("does not call it an error if a client hangs up", func(t *testing.T) {
+		service := newService(t, openStore(t, serviceURL))
+		patient := newPatient(t)
+		defer patient.lock()()
+
+		ctx, hangUp := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer hangUp()
+		request, err := http.NewRequestWithContext(ctx, "POST", service.url+patient.interactionsPath(), strings.NewReader(interactionBody()))
+		require.NoError(t, err)
+		request.Header.Set("Content-Type", "application/json")
+		_, err = http.DefaultClient.Do(request)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+
+		require.Eventually(t, func() bool { return strings.Contains(service.log.String(), "status=499") }, 5*time.Second, time.Millisecond)
+		require.NotContains(t, service.log.String(), "level=ERROR")
+	})
 }
 
-func TestUnreachableDatabaseIsAnsweredInTimeWhileTheProcessIsAlive(t *testing.T) {
+// The OpenAPI document and Swagger UI
+
+func TestOpenAPIDocument(t *testing.T) {
 	t.Parallel()
-	silent := must(net.Listen("tcp", "127.0.0.1:0")) // takes connections and never says a word
-	defer silent.Close()
-	for _, host := range []string{"127.0.0.1:1", silent.Addr().String()} {
-		s, start, all := serveOn("postgres://"+host+"/nothing?sslmode=disable"), time.Now(), sync.WaitGroup{}
-		defer s.stop()
-		for _, path := range []string{"/readyz", "/doctors", "/patients", "/patients/1", "/patients/1/timeline", "/patients/1/interactions", "/patients/1/interactions/1"} {
-			all.Go(func() { refused(t, 503, "GET", s.url+path, "") })
-		}
-		for _, path := range []string{"/patients/1/interactions", "/patients/1/interactions/1/amendments"} {
-			all.Go(func() { refused(t, 503, "POST", s.url+path, entry()) })
-		}
-		for _, path := range []string{"/livez", "/openapi.json", "/docs/"} {
-			require.Equal(t, 200, send(t, "GET", s.url+path, "").StatusCode)
-		}
-		all.Wait()
-		require.Less(t, time.Since(start), 6*time.Second)
-	}
-}
+	var document openAPI
+	require.NoError(t, json.Unmarshal([]byte(api.get(t, "/openapi.json").body), &document))
 
-// held writes nothing while its gate is locked.
-type held struct {
-	io.Writer
-	gate *sync.RWMutex
-}
-
-func (h held) Write(p []byte) (int, error) {
-	h.gate.RLock()
-	defer h.gate.RUnlock()
-	return h.Writer.Write(p)
-}
-
-func TestWhereOneHostHangsTheNextIsAskedSoon(t *testing.T) {
-	patient, c, folder, gate := alone(t), must(pgx.ParseConfig(served)), must(os.MkdirTemp("", "")), &sync.RWMutex{}
-	defer os.RemoveAll(folder)
-	relay := must(net.Listen("unix", folder+"/.s.PGSQL.5432"))
-	defer relay.Close()
-	pass := func(to, from net.Conn) { io.Copy(held{to, gate}, from); to.Close() }
-	go func() {
-		for client, err := relay.Accept(); err == nil; client, err = relay.Accept() {
-			network, address := pgconn.NetworkAddress(c.Host, c.Port)
-			server := must(net.Dial(network, address))
-			go pass(server, client)
-			go pass(client, server)
-		}
-	}()
-	s := serveOn(fmt.Sprintf("host=%s,%s port=5432,%d user=%s password='%s' dbname=%s sslmode=disable role=patient_interactions", folder, c.Host, c.Port, c.User, c.Password, c.Database))
-	document := func() int { return send(t, "POST", s.url+of(patient), entry()).StatusCode }
-	unlock := lock(patient)
-	atOnce(2*maxWrites, document) // each connection of the pool is made, and waits
-	unlock()
-	gate.Lock()
-	defer gate.Unlock()
-	require.NotContains(t, atOnce(2*maxWrites, document), 201)
-	start := time.Now()
-	for document() != 201 {
-		require.Less(t, time.Since(start), 5*time.Second)
-	}
-	start = time.Now()
-	s.stop()
-	require.Less(t, time.Since(start), 5*time.Second)
-}
-
-func TestTimeWithoutEndIsADefectAndNotToldAsAnotherTime(t *testing.T) {
-	t.Parallel()
-	s, owner := apart(t)
-	must(owner.Exec(always, "UPDATE patients SET last_interaction_at = 'infinity' WHERE id = 1"))
-	refused(t, 500, "GET", s.url+"/patients/1", "")
-}
-
-func TestWriteWhoseConnectionIsCutIsAskedToRepeat(t *testing.T) {
-	t.Parallel()
-	s, owner := apart(t)
-	answers := make(chan answer)
-	must(owner.Exec(always, "BEGIN; SELECT FROM patients WHERE id = 1 FOR UPDATE"))
-	go func() { answers <- send(t, "POST", s.url+of(1), entry()) }()
-	require.Eventually(t, func() bool {
-		var cut int
-		must(0, admin.QueryRow(always, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = $1", owner.Config().Database).Scan(&cut))
-		return cut > 0
-	}, 10*time.Second, time.Millisecond)
-	problem(t, 503, <-answers)
-}
-
-func TestPrimaryThatBecameAStandbyIsLeftForTheOneInItsStead(t *testing.T) {
-	t.Parallel()
-	s, owner := apart(t)
-	must(owner.Exec(always, "ALTER DATABASE "+owner.Config().Database+" SET default_transaction_read_only = on")) // for connections to come
-	refused(t, 503, "POST", s.url+of(1), entry())
-	must(owner.Exec(always, "ALTER DATABASE "+owner.Config().Database+" RESET default_transaction_read_only"))
-	write(t, s.url+of(1), entry())
-}
-
-func TestDatabaseWithoutTablesOrRoleSaysWhatToLoad(t *testing.T) {
-	t.Parallel()
-	for _, database := range []string{as("patient_interactions", newDatabase("template1")), as("nobody_of_that_name", records), as("pg_monitor", records)} {
-		s := serveOn(database)
-		defer s.stop()
-		require.Contains(t, refused(t, 503, "GET", s.url+"/readyz", "").Detail, "load schema.sql")
-		refused(t, 503, "GET", s.url+"/patients", "")
-	}
-}
-
-// The document and its page
-
-// dig follows names into decoded JSON.
-func dig(v any, path ...string) any {
-	for _, name := range path {
-		object, _ := v.(map[string]any)
-		v = object[name]
-	}
-	return v
-}
-
-func keys(v any) []string {
-	object, _ := v.(map[string]any)
-	return slices.Sorted(maps.Keys(object))
-}
-
-func TestEveryOperationIsDescribedAndAnswersItsOwnExamples(t *testing.T) {
-	t.Parallel()
-	s, _ := apart(t)
-	document, answers, seen := read[any](t, "/openapi.json"), map[string]string{}, map[any]bool{}
-	require.Regexp(t, `^3\.1\.`, dig(document, "openapi"))
-	for _, path := range keys(dig(document, "paths")) {
-		for _, method := range keys(dig(document, "paths", path)) {
-			operation, name, address, query, body := dig(document, "paths", path, method), strings.ToUpper(method)+" "+path, path, url.Values{}, ""
-			for _, part := range []string{"operationId", "summary", "description"} {
-				require.NotEmpty(t, dig(operation, part), name)
-				require.False(t, seen[dig(operation, part)], "%s has no %s of its own", name, part)
-				seen[dig(operation, part)] = true
+	t.Run("lists every operation with its responses", func(t *testing.T) {
+		responses := map[string][]string{}
+		for path, operations := range document.Paths {
+			for method, operation := range operations {
+				responses[strings.ToUpper(method)+" "+path] = slices.Sorted(maps.Keys(operation.Responses))
 			}
-			require.Len(t, dig(operation, "tags"), 1, name)
-			answers[name] = strings.Join(keys(dig(operation, "responses")), " ")
-			for _, status := range keys(dig(operation, "responses")) {
-				if status >= "400" && status != "4XX" {
-					require.Equal(t, status, fmt.Sprint(dig(operation, "responses", status, "content", "application/problem+json", "example", "status")), name)
+		}
+
+		interaction := "/patients/{patient_id}/interactions/{interaction_id}"
+		require.Equal(t, map[string][]string{
+			"GET /doctors":                             {"200", "422", "4XX", "503"},
+			"GET /patients":                            {"200", "422", "4XX", "503"},
+			"GET /patients/{patient_id}":               {"200", "404", "422", "4XX", "503"},
+			"GET /patients/{patient_id}/timeline":      {"200", "404", "422", "4XX", "503"},
+			"GET /patients/{patient_id}/interactions":  {"200", "404", "422", "4XX", "503"},
+			"POST /patients/{patient_id}/interactions": {"201", "404", "422", "4XX", "503"},
+			"GET " + interaction:                       {"200", "404", "422", "4XX", "503"},
+			"POST " + interaction + "/amendments":      {"201", "404", "409", "422", "4XX", "503"},
+			"GET /livez":                               {"200", "4XX"},
+			"GET /readyz":                              {"200", "4XX", "503"},
+		}, responses)
+	})
+
+	t.Run("describes every operation, parameter and problem", func(t *testing.T) {
+		ids := map[string]bool{}
+		for path, operations := range document.Paths {
+			for method, operation := range operations {
+				name := method + " " + path
+				ids[operation.OperationID] = true
+				require.NotEmpty(t, operation.Summary, name)
+				require.NotEmpty(t, operation.Description, name)
+				require.Len(t, operation.Tags, 1, name)
+				for _, parameter := range operation.Parameters {
+					require.NotEmpty(t, parameter.Description, "%s %s", name, parameter.Name)
+				}
+				for status, response := range operation.Responses {
+					require.NotEmpty(t, response.Description, "%s %s", name, status)
+					if example, ok := response.Content["application/problem+json"]; ok && status != "4XX" {
+						require.EqualValues(t, status, fmt.Sprint(example.Example["status"]), name)
+					}
 				}
 			}
-			parameters, _ := dig(operation, "parameters").([]any)
-			for _, p := range parameters {
-				parameter, value := dig(p, "name").(string), cmp.Or(dig(p, "example"), dig(p, "schema", "default"))
-				require.NotEmpty(t, dig(p, "description"), parameter)
-				address = strings.ReplaceAll(address, "{"+parameter+"}", fmt.Sprint(value))
-				if dig(p, "in") == "query" && value != nil {
-					query.Set(parameter, fmt.Sprint(value))
-				}
-			}
-			if method == "post" {
-				body = string(must(json.Marshal(dig(operation, "requestBody", "content", "application/json", "example"))))
-			}
-			a := send(t, strings.ToUpper(method), s.url+address+"?"+query.Encode(), body)
-			require.Less(t, a.StatusCode, 300, "%s %s", name, a.body)
-			schema, _ := dig(operation, "responses", fmt.Sprint(a.StatusCode), "content", "application/json", "schema", "$ref").(string)
-			if schema = strings.TrimPrefix(schema, "#/components/schemas/"); path != "/openapi.json" {
-				require.Equal(t, keys(dig(document, "components", "schemas", schema, "properties")), keys(decoded[any](t, a.StatusCode, a)), name)
+		}
+		require.Len(t, ids, 10, "operation ids are unique")
+	})
+
+	t.Run("has examples that work unedited on the sample data", func(t *testing.T) {
+		service, _ := newIsolatedService(t)
+		for path, operations := range document.Paths {
+			for method, operation := range operations {
+				address, body := operation.exampleRequest(t, path)
+				response := service.request(t, strings.ToUpper(method), address, body, nil)
+				require.Less(t, response.status, 300, "%s %s: %s", method, address, response.body)
+
+				reference := operation.Responses[strconv.Itoa(response.status)].Content["application/json"].Schema.Ref
+				schema := document.Components.Schemas[strings.TrimPrefix(reference, "#/components/schemas/")]
+				documented := slices.Sorted(maps.Keys(schema.Properties))
+				require.Equal(t, documented, slices.Sorted(maps.Keys(parseJSON[map[string]any](t, response.body))), path)
 			}
 		}
-	}
-	const one = "/patients/{patient_id}/interactions/{interaction_id}"
-	require.Equal(t, map[string]string{
-		"GET /doctors": "200 4XX 503", "GET /patients": "200 4XX 503", "GET /patients/{patient_id}": "200 404 4XX 503", "GET /patients/{patient_id}/timeline": "200 404 4XX 503",
-		"GET /patients/{patient_id}/interactions": "200 404 4XX 503", "POST /patients/{patient_id}/interactions": "201 404 422 4XX 503", "GET " + one: "200 404 4XX 503",
-		"POST " + one + "/amendments": "201 404 409 422 4XX 503", "GET /livez": "200 4XX", "GET /readyz": "200 4XX 503", "GET /openapi.json": "200 4XX",
-	}, answers)
-	for _, name := range keys(dig(document, "components", "schemas")) {
-		properties := dig(document, "components", "schemas", name, "properties")
-		always := slices.DeleteFunc(keys(properties), func(field string) bool {
-			return name == "Problem" && field == "errors" || strings.HasPrefix(name, "New") && field == "occurred_at"
-		})
-		require.ElementsMatch(t, always, dig(document, "components", "schemas", name, "required"), name)
-		for _, field := range keys(properties) {
-			types, _ := dig(properties, field, "type").([]any)
-			require.Equal(t, regexp.MustCompile(`_at$|^from$|^to$`).MatchString(field), dig(properties, field, "format") == "date-time", field)
-			require.Equal(t, regexp.MustCompile(`^last_|^to$|^amend|^next_`).MatchString(field), slices.Contains(types, any("null")), field)
+	})
+
+	t.Run("requires all properties but the optional ones, and says which can be null", func(t *testing.T) {
+		optional := []string{"Problem.errors", "NewInteraction.occurred_at", "NewAmendment.occurred_at"}
+		nullable := []string{"Patient.last_interaction_at", "Interaction.amends", "Interaction.amended_by", "Period.to",
+			"DoctorPage.next_cursor", "PatientPage.next_cursor", "InteractionPage.next_cursor"}
+		for name, schema := range document.Components.Schemas {
+			for property, value := range schema.Properties {
+				qualified := name + "." + property
+				require.NotEqual(t, slices.Contains(optional, qualified), slices.Contains(schema.Required, property), qualified)
+				types, _ := value.Type.([]any)
+				require.Equal(t, slices.Contains(nullable, qualified), slices.Contains(types, any("null")), qualified)
+				isTime := regexp.MustCompile(`_at$|^from$|^to$`).MatchString(property)
+				require.Equal(t, isTime, value.Format == "date-time", qualified)
+			}
 		}
-	}
+	})
 }
 
-func TestSwaggerUILoadsOnlyWhatTheServiceServesAndItsPolicyAllows(t *testing.T) {
+func TestSwaggerUI(t *testing.T) {
 	t.Parallel()
-	root := send(t, "GET", "/", "")
-	require.Equal(t, []any{302, "/docs/"}, []any{root.StatusCode, root.Header.Get("Location")})
-	page := send(t, "GET", "/docs/", "")
-	policy := page.Header.Get("Content-Security-Policy")
-	require.Contains(t, policy, "default-src 'none'")
-	require.NotRegexp(t, `https?:|\*|unsafe`, policy)
-	assets := regexp.MustCompile(`(?:src|href)="([^"]+)"`).FindAllStringSubmatch(page.body, -1)
-	require.NotEmpty(t, assets)
-	for _, asset := range assets {
-		require.Regexp(t, "^/docs/", asset[1])
-		require.Equal(t, 200, send(t, "GET", asset[1], "").StatusCode, asset[1])
-	}
-	inline := regexp.MustCompile(`(?s)<(script|style)>(.*?)</`).FindAllStringSubmatch(page.body, -1)
-	require.NotEmpty(t, inline)
-	for _, part := range inline {
-		hash := sha256.Sum256([]byte(part[2]))
-		require.Regexp(t, part[1]+`-src [^;]*'sha256-`+regexp.QuoteMeta(base64.StdEncoding.EncodeToString(hash[:]))+`'`, policy)
-	}
-	require.Contains(t, page.body, "/openapi.json")
+	page := api.get(t, "/docs/")
+	require.Equal(t, 200, page.status)
+
+	t.Run("shows the OpenAPI document", func(t *testing.T) {
+		require.Contains(t, page.body, "/openapi.json")
+	})
+
+	t.Run("loads only files that the service serves", func(t *testing.T) {
+		assets := regexp.MustCompile(`(?:src|href)="([^"]+)"`).FindAllStringSubmatch(page.body, -1)
+		require.NotEmpty(t, assets)
+		for _, asset := range assets {
+			require.Regexp(t, "^/docs/", asset[1])
+			require.Equal(t, 200, api.get(t, asset[1]).status, asset[1])
+		}
+	})
+
+	t.Run("has a policy that allows nothing but its own scripts and styles", func(t *testing.T) {
+		policy := page.header.Get("Content-Security-Policy")
+		require.Contains(t, policy, "default-src 'none'")
+		require.NotRegexp(t, `https?:|\*|unsafe`, policy)
+		inline := regexp.MustCompile(`(?s)<(script|style)>(.*?)</`).FindAllStringSubmatch(page.body, -1)
+		require.NotEmpty(t, inline)
+		for _, element := range inline {
+			hash := sha256.Sum256([]byte(element[2]))
+			source := "'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) + "'"
+			require.Regexp(t, element[1]+"-src [^;]*"+regexp.QuoteMeta(source), policy)
+		}
+	})
 }
 
-// A second writer, by plain SQL
+// The rules of the database, tried by a second writer
 
-func TestSchemaRefusesEveryWriterWhatTheServiceRefuses(t *testing.T) {
-	patient := alone(t)
-	write(t, of(patient), entry(), "Idempotency-Key", "k")
-	tables := map[string]map[string]string{ // rows that would do
-		"doctors":      {"name": "'x'", "specialty": "'x'"},
-		"patients":     {"name": "'x'", "birth_date": "'2000-01-01'"},
-		"interactions": {"patient_id": "1", "doctor_id": "1", "occurred_at": "now()", "outcome": "'healthy'", "notes": "'x'"},
-	}
-	tried := []string{}
-	for _, c := range [][]string{ // a constraint, its table, and what it refuses there
-		{"doctors_pkey", "doctors", "id=1"},
-		{"doctor_name_not_blank", "doctors", "name=''", `name=E' \t'`},
-		{"doctor_specialty_not_blank", "doctors", "specialty=' '"},
-		{"patients_pkey", "patients", "id=1"},
-		{"patient_name_not_blank", "patients", "name=' '"},
-		{"birth_date_has_four_digit_year", "patients", "birth_date='10000-01-01'", "birth_date='0001-12-31 BC'", "birth_date='infinity'"},
-		{"unknown_has_no_last_interaction", "patients", "health_status='healthy'", "last_interaction_at=now()"},
-		{"enum health_status", "patients", "health_status='ill'"},
-		{"interactions_pkey", "interactions", "id=1"},
-		{"interactions_patient", "interactions", "patient_id=999999"},
-		{"interactions_doctor", "interactions", "doctor_id=999999"},
-		{"interactions_amends", "interactions", "amends=2"}, // another patient's
-		{"interactions_amended_once", "interactions", "amends=57;patient_id=5"},
-		{"amends_an_earlier_interaction", "interactions", "id=999999;amends=999999"},
-		{"only_an_amendment_strikes_out", "interactions", "outcome='entered_in_error'"},
-		{"enum outcome", "interactions", "outcome='ill'"},
-		{"interactions_idempotency_key", "interactions", fmt.Sprintf("idempotency_key='k';patient_id=%d", patient)},
-		{"idempotency_key_visible_ascii", "interactions", "idempotency_key=''", "idempotency_key='a b'", "idempotency_key='ä'", "idempotency_key=repeat('k', 256)"},
-		{"occurred_at_has_four_digit_year", "interactions", "occurred_at='infinity'", "occurred_at='0001-12-31 BC'"},
-		{"notes_length", "interactions", "notes=''", "notes=repeat('ä', 10001)"},
-		{"notes_trimmed", "interactions", "notes=' x'", `notes=E'x\n'`, `notes=E'\x0Bx'`, `notes=E'x\f'`, `notes=E'\rx'`, `notes=E'x\t'`},
+func TestSchema(t *testing.T) {
+	t.Parallel()
+	patient := newPatient(t)
+	api.postWith(t, http.Header{"Idempotency-Key": {"used"}}, patient.interactionsPath(), interactionBody())
+
+	const (
+		doctor      = "INSERT INTO doctors (name, specialty) VALUES (%s, %s)"
+		newborn     = "INSERT INTO patients (name, birth_date) VALUES (%s, %s)"
+		status      = "UPDATE patients SET health_status = %s, last_interaction_at = %s WHERE id = 12"
+		interaction = "INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes) VALUES (%s, %s, %s, %s, %s)"
+		amendment   = `INSERT INTO interactions (id, patient_id, doctor_id, occurred_at, outcome, notes, amends)
+			OVERRIDING SYSTEM VALUE VALUES (%s, 5, 1, now(), 'healthy', 'x', %s)`
+		repeated = `INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, idempotency_key)
+			VALUES (%s, 1, now(), 'healthy', 'x', %s)`
+	)
+	for _, test := range []struct {
+		constraint string
+		statement  string
+		values     []any
+	}{
+		{"doctor_name_not_blank", doctor, []any{`E' \t'`, "'x'"}},
+		{"doctor_specialty_not_blank", doctor, []any{"'x'", "''"}},
+		{"patient_name_not_blank", newborn, []any{"' '", "'2000-01-01'"}},
+		{"birth_date_has_four_digit_year", newborn, []any{"'x'", "'10000-01-01'"}},
+		{"birth_date_has_four_digit_year", newborn, []any{"'x'", "'0001-12-31 BC'"}},
+		{"birth_date_has_four_digit_year", newborn, []any{"'x'", "'infinity'"}},
+		{"unknown_has_no_last_interaction", status, []any{"'healthy'", "NULL"}},
+		{"unknown_has_no_last_interaction", status, []any{"'unknown'", "now()"}},
+		{"enum health_status", status, []any{"'ill'", "now()"}},
+		{"interactions_patient", interaction, []any{"999999", "1", "now()", "'healthy'", "'x'"}},
+		{"interactions_doctor", interaction, []any{"1", "999999", "now()", "'healthy'", "'x'"}},
+		{"occurred_at_has_four_digit_year", interaction, []any{"1", "1", "'infinity'", "'healthy'", "'x'"}},
+		{"occurred_at_has_four_digit_year", interaction, []any{"1", "1", "'10000-01-01Z'", "'healthy'", "'x'"}},
+		{"occurred_at_has_four_digit_year", interaction, []any{"1", "1", "'0001-12-31 BC'", "'healthy'", "'x'"}},
+		{"enum outcome", interaction, []any{"1", "1", "now()", "'ill'", "'x'"}},
+		{"only_an_amendment_strikes_out", interaction, []any{"1", "1", "now()", "'entered_in_error'", "'x'"}},
+		{"notes_length", interaction, []any{"1", "1", "now()", "'healthy'", "''"}},
+		{"notes_length", interaction, []any{"1", "1", "now()", "'healthy'", "repeat('ä', 10001)"}},
+		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", "' x'"}},
+		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", `E'x\n'`}},
+		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", `E'\tx'`}},
+		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", `E'\x0Bx'`}},
+		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", `E'x\f'`}},
+		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", `E'x\r'`}},
+		{"interactions_pkey", amendment, []any{"57", "NULL"}},
+		{"interactions_amends", amendment, []any{"999999", "1"}}, // an interaction of another patient
+		{"interactions_amended_once", amendment, []any{"999999", "57"}},
+		{"amends_an_earlier_interaction", amendment, []any{"999999", "999999"}},
+		{"interactions_idempotency_key", repeated, []any{strconv.FormatInt(patient.id, 10), "'used'"}},
+		{"idempotency_key_visible_ascii", repeated, []any{"1", "''"}},
+		{"idempotency_key_visible_ascii", repeated, []any{"1", "'a b'"}},
+		{"idempotency_key_visible_ascii", repeated, []any{"1", "'ä'"}},
+		{"idempotency_key_visible_ascii", repeated, []any{"1", "repeat('k', 256)"}},
 	} {
-		for _, change := range c[2:] {
-			row := maps.Clone(tables[c[1]])
-			for part := range strings.SplitSeq(change, ";") {
-				column, value, _ := strings.Cut(part, "=")
-				row[column] = value
-			}
-			var columns, values []string
-			for column, value := range row {
-				columns, values = append(columns, column), append(values, value)
-			}
-			_, err := owner.Exec(always, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)", c[1], strings.Join(columns, ", "), strings.Join(values, ", ")))
-			require.ErrorContains(t, err, c[0], change)
-		}
-		tried = append(tried, c[0])
-	}
-	rows, _ := owner.Query(always, `SELECT conname FROM pg_constraint WHERE conrelid IN ('doctors'::regclass, 'patients'::regclass, 'interactions'::regclass) AND contype <> 'n'
-		UNION SELECT relname FROM pg_index JOIN pg_class ON oid = indexrelid WHERE indrelid = 'interactions'::regclass AND indisunique
-		UNION SELECT 'enum ' || typname FROM pg_type WHERE typtype = 'e'`)
-	require.ElementsMatch(t, must(pgx.CollectRows(rows, pgx.RowTo[string])), tried, "each has its test")
-	require.Equal(t, "amends idempotency_key last_interaction_at", queried(t, `SELECT string_agg(attname, ' ' ORDER BY attname) FROM pg_attribute
-		WHERE attrelid IN ('doctors'::regclass, 'patients'::regclass, 'interactions'::regclass) AND attnum > 0 AND NOT attnotnull`), "all that may be null")
-}
-
-func queried(t testing.TB, query string) (answer string) {
-	t.Helper()
-	require.NoError(t, owner.QueryRow(always, query).Scan(&answer))
-	return answer
-}
-
-func TestNobodyChangesWhatWasDocumentedAndTheServiceNothingAtAll(t *testing.T) {
-	t.Parallel()
-	_, owner := apart(t) // so that no lock delays others
-	refuses := func(because, setting string, statements ...string) {
-		t.Helper()
-		for _, statement := range statements {
-			_, err := owner.Exec(always, "BEGIN; "+setting+"; "+statement)
-			require.ErrorContains(t, err, because, statement)
-			must(owner.Exec(always, "ROLLBACK"))
-		}
-	}
-	changes := []string{"UPDATE interactions SET notes = 'x'", "UPDATE interactions SET notes = 'x' WHERE false", "DELETE FROM interactions", "TRUNCATE interactions", "TRUNCATE patients CASCADE"}
-	refuses("append-only", "SET LOCAL session_replication_role = origin", changes...)
-	refuses("append-only", "SET LOCAL session_replication_role = replica", changes...)
-	const service = "SET LOCAL ROLE patient_interactions"
-	refuses("permission denied", service, changes...)
-	refuses("permission denied", service, "UPDATE patients SET health_status = 'unknown', last_interaction_at = NULL", "UPDATE doctors SET name = 'x'", "DELETE FROM patients", "DELETE FROM doctors",
-		"INSERT INTO patients (name, birth_date) VALUES ('x', '2000-01-01')", "INSERT INTO doctors (name, specialty) VALUES ('x', 'x')",
-		"INSERT INTO interactions (id, patient_id, doctor_id, occurred_at, outcome, notes) OVERRIDING SYSTEM VALUE VALUES (999999, 1, 1, now(), 'healthy', 'x')",
-		"INSERT INTO interactions (recorded_at, patient_id, doctor_id, occurred_at, outcome, notes) VALUES (now(), 1, 1, now(), 'healthy', 'x')",
-		"CREATE TABLE public.x ()", "CREATE TEMP TABLE x (); CREATE TRIGGER x AFTER INSERT ON x FOR EACH ROW EXECUTE FUNCTION apply_to_patient()", "SET session_replication_role = replica", "SELECT setval('interactions_id_seq', 1)", "SELECT FROM patients FOR UPDATE")
-	refuses("must be owner", service, "DROP TABLE interactions", "ALTER TABLE interactions DISABLE TRIGGER ALL", "DROP TRIGGER interactions_append_only ON interactions", "DROP FUNCTION refuse_change CASCADE")
-	require.Equal(t, `{"search_path=public, pg_temp"}`, queried(t, "SELECT string_agg(proconfig::text, ' ') FROM pg_proc WHERE prosecdef"), "what runs as owner sees only its tables")
-	require.Equal(t, "INSERT interactions.amends, INSERT interactions.doctor_id, INSERT interactions.idempotency_key, INSERT interactions.notes, INSERT interactions.occurred_at, "+
-		"INSERT interactions.outcome, INSERT interactions.patient_id, SELECT doctors, SELECT interactions, SELECT patients", queried(t, `SELECT string_agg(DISTINCT privilege_type || ' ' || table_name ||
-		CASE privilege_type WHEN 'SELECT' THEN '' ELSE '.' || column_name END, ', ') FROM information_schema.column_privileges WHERE grantee IN ('patient_interactions', 'PUBLIC') AND table_schema = 'public' AND table_name !~ '_interactions'`))
-}
-
-func TestHealthStatusStaysRightWhateverASecondWriterDoes(t *testing.T) {
-	t.Parallel()
-	const insert = "INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, amends) VALUES ($1, 1, $2, $3, 'x', $4)"
-	for _, level := range []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead} {
-		patient := newPatient(t, t.Name())
-		only := documents(t, patient, "healthy", 9)
-		begin := func() pgx.Tx {
-			tx := must(owner.BeginTx(always, pgx.TxOptions{IsoLevel: level}))
-			must(tx.Exec(always, "SET LOCAL session_replication_role = replica; SELECT FROM interactions LIMIT 1")) // as a restore does; takes the snapshot
-			return tx
-		}
-		one, two, done := begin(), begin(), make(chan error, 1)
-		defer one.Rollback(always)
-		defer two.Rollback(always)
-		must(one.Exec(always, insert, patient, on(5), "unhealthy", nil)) // late, so that nothing changes
-		go func() {
-			_, err := two.Exec(always, insert, patient, on(9), "entered_in_error", only.ID) // which leaves the late one
-			done <- err
-		}()
-		waits := fmt.Sprintf("SELECT coalesce(wait_event_type, '') FROM pg_stat_activity WHERE pid = %d", two.Conn().PgConn().PID())
-		require.Eventually(t, func() bool { return queried(t, waits) == "Lock" }, 10*time.Second, time.Millisecond)
-		require.NoError(t, one.Commit(always))
-		if err := <-done; level == pgx.RepeatableRead {
-			require.ErrorContains(t, err, "could not serialize", "rather than decide from an old snapshot")
-			continue
-		}
-		require.NoError(t, two.Commit(always))
-		state := stateOf(t, patient)
-		require.Equal(t, []any{"unhealthy", Instant(on(5))}, []any{state.HealthStatus, *state.LastInteractionAt})
+		statement := fmt.Sprintf(test.statement, test.values...)
+		t.Run(test.constraint+" refuses "+fmt.Sprint(test.values...), func(t *testing.T) {
+			_, err := owner.Exec(t.Context(), statement)
+			require.ErrorContains(t, err, test.constraint)
+		})
 	}
 }
-
-// A model
-
-// model is what the product must answer, in memory: entries in the order of recording.
-type model struct {
-	patients []Patient
-	doctors  map[int64]string
-	entries  []Interaction
-}
-
-func current(i Interaction) bool { return i.AmendedBy == nil && i.Outcome != "entered_in_error" }
-
-// history is the patient's entries that match, newest first.
-func (m *model) history(patient int64, match func(Interaction) bool) []Interaction {
-	matching := slices.DeleteFunc(slices.Clone(m.entries), func(i Interaction) bool { return i.PatientID != patient || !match(i) })
-	slices.SortFunc(matching, newestFirst)
-	return append([]Interaction{}, matching...)
-}
-
-// present is the patient with the present state.
-func (m *model) present(p Patient) Patient {
-	p.HealthStatus = "unknown"
-	if h := m.history(p.ID, current); len(h) > 0 {
-		p.HealthStatus, p.LastInteractionAt = h[0].Outcome, &h[0].OccurredAt
-	}
-	return p
-}
-
-func (m *model) timeline(p Patient) Timeline {
-	out := Timeline{m.present(p).HealthStatus, []Period{}}
-	for _, i := range slices.Backward(m.history(p.ID, current)) {
-		last := len(out.Items) - 1
-		if last >= 0 && out.Items[last].Outcome == i.Outcome {
-			out.Items[last].Interactions++
-			continue
-		}
-		if last >= 0 {
-			out.Items[last].To = &i.OccurredAt
-		}
-		out.Items = append(out.Items, Period{i.Outcome, i.OccurredAt, nil, 1})
-	}
-	return out
-}
-
-// send asks for an entry, with a key of its own; the second time that is a retry.
-func (m *model) send(t testing.TB, i Interaction) Interaction {
-	t.Helper()
-	address := of(i.PatientID)
-	if i.Amends != nil {
-		address = entryAt(i.PatientID, *i.Amends) + "/amendments"
-	}
-	return write(t, address, entry("doctor_id", i.Doctor.ID, "outcome", i.Outcome, "notes", i.Notes, "occurred_at", i.OccurredAt), "Idempotency-Key", i.Notes)
-}
-
-func (m *model) record(t testing.TB, i Interaction) {
-	t.Helper()
-	made := m.send(t, i)
-	i.ID, i.RecordedAt = made.ID, made.RecordedAt
-	require.Equal(t, i, made)
-	for n := range m.entries {
-		require.Greater(t, i.ID, m.entries[n].ID)
-		if i.Amends != nil && m.entries[n].ID == *i.Amends {
-			m.entries[n].AmendedBy = &i.ID
-		}
-	}
-	m.entries = append(m.entries, i)
-}
-
-func TestFiveHundredRandomOperationsAnswerAsAModelDoes(t *testing.T) {
-	t.Parallel()
-	seed := uint64(time.Now().UnixNano())
-	fmt.Sscan(os.Getenv("MODEL_SEED"), &seed)
-	t.Logf("repeat it with MODEL_SEED=%d", seed)
-	r, tag, m := mathrand.New(mathrand.NewPCG(seed, 0)), rand.Text(), model{doctors: map[int64]string{}}
-	for _, d := range read[PageOf[Doctor]](t, "/doctors?limit=1000").Items {
-		m.doctors[d.ID] = d.Name
-	}
-	for _, name := range []string{"Anna", "Änne", "Bert"} {
-		m.patients = append(m.patients, stateOf(t, newPatient(t, name+tag)))
-	}
-	for range 500 {
-		p, doctor, at, limit := m.patients[r.IntN(3)], r.Int64N(3)+1, on(r.IntN(12)), r.IntN(9)+1
-		outcomes := []string{"healthy", "unhealthy", "entered_in_error"}
-		fresh := Interaction{PatientID: p.ID, Doctor: DoctorReference{doctor, m.doctors[doctor]}, OccurredAt: Instant(at), Outcome: outcomes[r.IntN(2)], Notes: rand.Text()}
-		all := m.history(p.ID, func(Interaction) bool { return true })
-		some := Interaction{}
-		if len(all) > 0 {
-			some = all[r.IntN(len(all))]
-		}
-		switch n := r.IntN(8); {
-		case n < 2 || len(all) == 0:
-			m.record(t, fresh)
-		case n == 2 && some.AmendedBy != nil:
-			require.Contains(t, refused(t, 409, "POST", amending(some), entry()).Detail, fmt.Sprint(*some.AmendedBy))
-		case n == 2:
-			fresh.Amends, fresh.Outcome = &some.ID, outcomes[r.IntN(3)]
-			m.record(t, fresh)
-		case n == 3:
-			require.Equal(t, some, read[Interaction](t, entryAt(p.ID, some.ID)))
-			require.Equal(t, some, m.send(t, some), "a retry")
-		case n == 4:
-			require.Equal(t, m.timeline(p), read[Timeline](t, timelineOf(p.ID)))
-		case n == 5:
-			want := []Patient{}
-			for _, p := range m.patients {
-				seen := m.history(p.ID, func(i Interaction) bool { return current(i) && i.Doctor.ID == doctor })
-				if p = m.present(p); len(seen) > 0 && p.HealthStatus == fresh.Outcome {
-					want = append(want, p)
-				}
-			}
-			require.Equal(t, want, everyPage[Patient](t, fmt.Sprintf("/patients?search=%s&limit=%d&doctor_id=%d&health_status=%s", tag, limit, doctor, fresh.Outcome)))
-		default:
-			amended, from, outcome := r.IntN(2) == 0, on(r.IntN(6)), outcomes[r.IntN(3)]
-			query := fmt.Sprintf("%s?limit=%d&include_amended=%t&from=%s&to=%s", of(p.ID), limit, amended, from.Format(time.RFC3339), at.Format(time.RFC3339))
-			within := func(i Interaction) bool {
-				return (amended || current(i)) && i.OccurredAt.Compare(Instant(from)) >= 0 && i.OccurredAt.Compare(Instant(at)) < 0
-			}
-			require.Equal(t, m.history(p.ID, within), everyPage[Interaction](t, query))
-			found := func(i Interaction) bool { return within(i) && i.Outcome == outcome && i.Doctor.ID == doctor }
-			require.Equal(t, m.history(p.ID, found), everyPage[Interaction](t, fmt.Sprintf("%s&outcome=%s&doctor_id=%d", query, outcome, doctor)))
-		}
-	}
-}
-
-// The rules of the schema, tried by a second writer
 
 func TestBirthDate(t *testing.T) {
 	t.Parallel()
 	const insert = `INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, amends)
-	                VALUES ($1, 1, $2, $3, 'secret', $4) RETURNING id`
-	newPatientBorn := func(birthDate string) (id int64) {
-		insertPatient := "INSERT INTO patients (name, birth_date) VALUES ('Birgit', $1::date) RETURNING id"
-		require.NoError(t, owner.QueryRow(t.Context(), insertPatient, birthDate).Scan(&id))
-		return id
-	}
+		VALUES ($1, 1, $2, $3, 'x', $4)`
 
 	t.Run("an interaction can occur once the day has begun in some time zone", func(t *testing.T) {
-		patient := newPatientBorn("2024-05-14")
-
-		_, err := owner.Exec(t.Context(), insert, patient, "2024-05-13T10:00:00Z", "healthy", nil)
-
-		require.NoError(t, err)
+		patient := newPatient(t)
+		patient.correctBirthDate("2024-05-14")
+		execute(t, insert, patient.id, "2024-05-13T10:00:00Z", healthy, nil)
 	})
 
-	t.Run("an interaction a microsecond earlier is refused without naming the date", func(t *testing.T) {
-		patient := newPatientBorn("2024-05-14")
+	t.Run("an interaction a microsecond earlier is refused, without the date in the message", func(t *testing.T) {
+		patient := newPatient(t)
+		patient.correctBirthDate("2024-05-14")
 
-		_, err := owner.Exec(t.Context(), insert, patient, "2024-05-13T09:59:59.999999Z", "healthy", nil)
+		_, err := owner.Exec(t.Context(), insert, patient.id, "2024-05-13T09:59:59.999999Z", healthy, nil)
 
 		refused, ok := errors.AsType[*pgconn.PgError](err)
 		require.True(t, ok)
@@ -1436,16 +1397,242 @@ func TestBirthDate(t *testing.T) {
 	})
 
 	t.Run("an interaction can be struck out after the birth date was corrected", func(t *testing.T) {
-		patient := newPatientBorn("1980-01-01")
-		var wrong int64
-		err := owner.QueryRow(t.Context(), insert, patient, "2024-01-01T00:00:00Z", "unhealthy", nil).Scan(&wrong)
+		patient := newPatient(t)
+		wrong := patient.document(unhealthy, january(1))
+		patient.correctBirthDate("2024-02-01")
+		execute(t, insert, patient.id, january(1), enteredInError, wrong.ID)
+	})
+}
+
+func TestSecondWriter(t *testing.T) {
+	t.Parallel()
+	const insert = `INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, amends)
+		VALUES ($1, 1, $2, $3, 'x', $4)`
+
+	for _, test := range []struct {
+		name  string
+		level pgx.TxIsoLevel
+	}{
+		{"in READ COMMITTED sees what a concurrent writer of the patient has committed", pgx.ReadCommitted},
+		{"in REPEATABLE READ fails rather than decide the health status from an old snapshot", pgx.RepeatableRead},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			patient := newPatient(t)
+			latest := patient.document(healthy, january(9))
+			first, second := beginReplicating(t, test.level), beginReplicating(t, test.level)
+			_, err := first.Exec(t.Context(), insert, patient.id, january(5), unhealthy, nil)
+			require.NoError(t, err)
+
+			struck := make(chan error, 1)
+			go func() {
+				_, err := second.Exec(t.Context(), insert, patient.id, january(9), enteredInError, latest.ID)
+				struck <- err
+			}()
+			waitForLock(t, second.Conn().PgConn().PID())
+			require.NoError(t, first.Commit(t.Context()))
+
+			if test.level == pgx.RepeatableRead {
+				require.ErrorContains(t, <-struck, "could not serialize")
+				return
+			}
+			require.NoError(t, <-struck)
+			require.NoError(t, second.Commit(t.Context()))
+			require.Equal(t, unhealthy, getJSON[Patient](t, patient.path()).HealthStatus)
+		})
+	}
+}
+
+func TestPermissions(t *testing.T) {
+	t.Parallel()
+	_, owner := newIsolatedService(t)
+	refuses := func(t *testing.T, message, setting string, statements ...string) {
+		t.Helper()
+		for _, statement := range statements {
+			_, err := owner.Exec(t.Context(), "BEGIN; "+setting+"; "+statement)
+			require.ErrorContains(t, err, message, statement)
+			_, err = owner.Exec(t.Context(), "ROLLBACK")
+			require.NoError(t, err)
+		}
+	}
+	changes := []string{
+		"UPDATE interactions SET notes = 'x'",
+		"UPDATE interactions SET notes = 'x' WHERE false",
+		"DELETE FROM interactions",
+		"TRUNCATE interactions",
+		"TRUNCATE patients CASCADE",
+	}
+
+	t.Run("nobody can change or delete an interaction", func(t *testing.T) {
+		refuses(t, "append-only", "SET LOCAL session_replication_role = origin", changes...)
+		refuses(t, "append-only", "SET LOCAL session_replication_role = replica", changes...)
+	})
+
+	t.Run("the service can only read, and insert what a request contains", func(t *testing.T) {
+		const role = "SET LOCAL ROLE patient_interactions"
+		refuses(t, "permission denied", role, changes...)
+		refuses(t, "permission denied", role,
+			"UPDATE patients SET birth_date = '2000-01-01'",
+			"UPDATE doctors SET name = 'x'",
+			"DELETE FROM patients",
+			"DELETE FROM doctors",
+			"SELECT FROM patients FOR UPDATE",
+			"INSERT INTO patients (name, birth_date) VALUES ('x', '2000-01-01')",
+			"INSERT INTO doctors (name, specialty) VALUES ('x', 'x')",
+			`INSERT INTO interactions (id, patient_id, doctor_id, occurred_at, outcome, notes)
+				OVERRIDING SYSTEM VALUE VALUES (999999, 1, 1, now(), 'healthy', 'x')`,
+			`INSERT INTO interactions (recorded_at, patient_id, doctor_id, occurred_at, outcome, notes)
+				VALUES (now(), 1, 1, now(), 'healthy', 'x')`,
+			"INSERT INTO current_interactions (notes) VALUES ('x')",
+			"CREATE TABLE public.x ()",
+			"SET session_replication_role = replica",
+			"SELECT setval('interactions_id_seq', 1)",
+			`CREATE TEMP TABLE x ();
+				CREATE TRIGGER x AFTER INSERT ON x FOR EACH ROW EXECUTE FUNCTION apply_to_patient()`,
+		)
+		refuses(t, "must be owner", role,
+			"DROP TABLE interactions",
+			"ALTER TABLE interactions DISABLE TRIGGER ALL",
+			"DROP TRIGGER interactions_append_only ON interactions",
+			"DROP FUNCTION refuse_change CASCADE",
+		)
+	})
+
+	t.Run("the trigger that runs as the owner sees only the owner's tables", func(t *testing.T) {
+		var setting string
+		err := owner.QueryRow(t.Context(), "SELECT proconfig[1] FROM pg_proc WHERE prosecdef").Scan(&setting)
 		require.NoError(t, err)
-		_, err = owner.Exec(t.Context(), "UPDATE patients SET birth_date = '2024-02-01' WHERE id = $1", patient)
+		require.Equal(t, "search_path=public, pg_temp", setting)
+	})
+}
+
+// A database in trouble
+
+func TestUnavailableDatabase(t *testing.T) {
+	t.Parallel()
+	silent := listen(t) // accepts connections and never answers
+	deserted := listen(t)
+	deserted.Close()
+
+	for _, test := range []struct{ name, databaseURL string }{
+		{"refuses connections", "postgres://" + deserted.Addr().String() + "/x?sslmode=disable"},
+		{"does not answer", "postgres://" + silent.Addr().String() + "/x?sslmode=disable"},
+		{"does not exist", withDatabase(serviceURL, "no_such_database")},
+	} {
+		t.Run("is a 503 on every operation in time if it "+test.name, func(t *testing.T) {
+			t.Parallel()
+			service := newService(t, openStore(t, test.databaseURL))
+			requests := []struct{ method, path string }{
+				{"GET", "/readyz"},
+				{"GET", "/doctors"},
+				{"GET", "/patients"},
+				{"GET", "/patients/1"},
+				{"GET", "/patients/1/timeline"},
+				{"GET", "/patients/1/interactions"},
+				{"GET", "/patients/1/interactions/1"},
+				{"POST", "/patients/1/interactions"},
+				{"POST", "/patients/1/interactions/1/amendments"},
+			}
+
+			start := time.Now()
+			responses := concurrently(t, len(requests), func(i int) (response, error) {
+				return service.send(requests[i].method, requests[i].path, interactionBody(), nil)
+			})
+
+			require.Less(t, time.Since(start), answerTimeout+time.Second)
+			for _, response := range responses {
+				expectProblem(t, response, 503)
+			}
+			for _, path := range []string{"/livez", "/openapi.json", "/docs/"} {
+				require.Equal(t, 200, service.get(t, path).status)
+			}
+		})
+	}
+}
+
+func TestDatabaseInTrouble(t *testing.T) {
+	t.Parallel()
+
+	t.Run("a locked patient delays only the patient's writers, and not for long", func(t *testing.T) {
+		t.Parallel()
+		service := newService(t, openStore(t, serviceURL))
+		patient, other := newPatient(t), newPatient(t)
+		key := http.Header{"Idempotency-Key": {"k"}}
+		unlock := patient.lock()
+		defer unlock()
+
+		start := time.Now()
+		expectProblem(t, service.postWith(t, key, patient.interactionsPath(), interactionBody()), 503)
+		require.WithinRange(t, time.Now(), start.Add(lockTimeout), start.Add(lockTimeout+time.Second))
+		require.Equal(t, 200, service.get(t, patient.interactionsPath()).status)
+		require.Equal(t, 201, service.post(t, other.interactionsPath(), interactionBody()).status)
+
+		unlock()
+		require.Equal(t, 201, service.postWith(t, key, patient.interactionsPath(), interactionBody()).status)
+	})
+
+	t.Run("a statement that takes too long is a 503 and ends on the server", func(t *testing.T) {
+		t.Parallel()
+		service, owner := newIsolatedService(t)
+		_, err := owner.Exec(t.Context(), `ALTER TABLE doctors RENAME TO d;
+			CREATE VIEW doctors AS SELECT d.* FROM d, pg_sleep(60);
+			GRANT SELECT ON doctors TO patient_interactions`)
 		require.NoError(t, err)
 
-		_, err = owner.Exec(t.Context(), insert, patient, "2024-01-01T00:00:00Z", "entered_in_error", wrong)
+		response := service.get(t, "/doctors")
 
+		expectProblem(t, response, 503)
+		require.Contains(t, service.log.String(), "SQLSTATE 57014")
+	})
+
+	t.Run("a full disk is a 503", func(t *testing.T) {
+		t.Parallel()
+		service, owner := newIsolatedService(t)
+		_, err := owner.Exec(t.Context(), `
+			CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+				$$ BEGIN RAISE 'could not extend file' USING ERRCODE = 'disk_full'; END $$;
+			CREATE TRIGGER fail BEFORE INSERT ON interactions FOR EACH ROW EXECUTE FUNCTION fail()`)
 		require.NoError(t, err)
+		expectProblem(t, service.post(t, "/patients/1/interactions", interactionBody()), 503)
+	})
+
+	t.Run("a write whose connection is cut is a 503, and the next one succeeds", func(t *testing.T) {
+		t.Parallel()
+		service, isolated := newIsolatedService(t)
+		_, err := isolated.Exec(t.Context(), "BEGIN; SELECT FROM patients WHERE id = 1 FOR UPDATE")
+		require.NoError(t, err)
+		cut := make(chan response, 1)
+		go func() {
+			response, _ := service.send("POST", "/patients/1/interactions", interactionBody(), nil)
+			cut <- response
+		}()
+
+		require.Eventually(t, func() bool {
+			const terminate = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE wait_event_type = 'Lock' AND datname = $1`
+			terminated, err := owner.Exec(t.Context(), terminate, isolated.Config().Database)
+			return err == nil && terminated.RowsAffected() > 0
+		}, 5*time.Second, time.Millisecond)
+
+		expectProblem(t, <-cut, 503)
+		_, err = isolated.Exec(t.Context(), "ROLLBACK")
+		require.NoError(t, err)
+		require.Equal(t, 201, service.post(t, "/patients/1/interactions", interactionBody()).status)
+	})
+
+	t.Run("a database that is read-only is a 503", func(t *testing.T) {
+		t.Parallel()
+		service, owner := newIsolatedService(t)
+		_, err := owner.Exec(t.Context(), "ALTER DATABASE "+owner.Config().Database+" SET default_transaction_read_only = on")
+		require.NoError(t, err)
+		expectProblem(t, service.post(t, "/patients/1/interactions", interactionBody()), 503)
+	})
+
+	t.Run("a database without the tables is not ready", func(t *testing.T) {
+		t.Parallel()
+		emptyURL, err := createDatabase("template1", "empty")
+		require.NoError(t, err)
+		service := newService(t, openStore(t, withRole(emptyURL)))
+		expectProblem(t, service.get(t, "/readyz"), 503)
 	})
 }
 
@@ -1456,89 +1643,70 @@ func TestStart(t *testing.T) {
 
 	t.Run("without a database says what to set", func(t *testing.T) {
 		code, output := runProgram(t, nil)
-
 		require.Equal(t, 1, code)
 		require.Equal(t, "set DATABASE_URL to a PostgreSQL database, or try the service with sample data: -demo\n", output)
 	})
 
 	t.Run("with -help prints the usage", func(t *testing.T) {
-		code, output := runProgram(t, []string{"-help"}, "DATABASE_URL="+served)
-
+		code, output := runProgram(t, []string{"-help"}, "DATABASE_URL="+serviceURL)
 		require.Equal(t, 0, code)
 		require.Contains(t, output, "Usage: patient-interactions")
 	})
 
 	t.Run("with an unknown flag prints the usage", func(t *testing.T) {
-		code, output := runProgram(t, []string{"-dmeo"}, "DATABASE_URL="+served)
-
+		code, output := runProgram(t, []string{"-dmeo"}, "DATABASE_URL="+serviceURL)
 		require.Equal(t, 2, code)
 		require.Contains(t, output, "Usage: patient-interactions")
 	})
 
 	t.Run("with an argument that is no flag refers to -help", func(t *testing.T) {
-		code, output := runProgram(t, []string{"demo"}, "DATABASE_URL="+served)
-
+		code, output := runProgram(t, []string{"demo"}, "DATABASE_URL="+serviceURL)
 		require.Equal(t, 1, code)
 		require.Equal(t, "unexpected argument \"demo\": see -help\n", output)
 	})
 
 	t.Run("with a malformed DATABASE_URL names it", func(t *testing.T) {
 		code, output := runProgram(t, nil, "DATABASE_URL=postgres://%zz")
-
 		require.Equal(t, 1, code)
-		require.Contains(t, output, "read DATABASE_URL: ")
-		require.Equal(t, 1, strings.Count(output, "\n"))
+		require.Regexp(t, `^read DATABASE_URL: .*\n$`, output)
 	})
 
 	t.Run("on a port that is taken says what to set", func(t *testing.T) {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer listener.Close()
-		addr := listener.Addr().String()
-
-		code, output := runProgram(t, nil, "DATABASE_URL="+served, "ADDR="+addr)
-
+		addr := listen(t).Addr().String()
+		code, output := runProgram(t, nil, "DATABASE_URL="+serviceURL, "ADDR="+addr)
 		require.Equal(t, 1, code)
 		require.Equal(t, "listen tcp "+addr+": bind: address already in use: "+
 			"set ADDR to another address, such as 127.0.0.1:8081\n", output)
 	})
 
 	t.Run("succeeds while the database is away", func(t *testing.T) {
-		p := startProgram(t, nil, "DATABASE_URL=postgres://127.0.0.1:1/nothing?sslmode=disable")
-
-		require.Equal(t, 200, send(t, "GET", p.url+"/livez", "").StatusCode)
+		p := startProgram(t, nil, "DATABASE_URL=postgres://127.0.0.1:1/x?sslmode=disable")
+		require.Equal(t, 200, p.get(t, "/livez").status)
 	})
 }
 
 func TestReadyFlag(t *testing.T) {
 	t.Parallel()
-	addressOf := func(p *program) string { return strings.TrimPrefix(p.url, "http://127.0.0.1") } // such as :8080
+	portOf := func(p *program) string { return strings.TrimPrefix(p.url, "http://127.0.0.1") } // such as :8080
 
 	t.Run("succeeds beside a service that is ready, whatever proxy is set", func(t *testing.T) {
-		p := startProgram(t, nil, "DATABASE_URL="+served)
-
-		code, output := runProgram(t, []string{"-ready"}, "ADDR="+addressOf(p), "HTTP_PROXY=http://127.0.0.1:9")
-
+		p := startProgram(t, nil, "DATABASE_URL="+serviceURL)
+		code, output := runProgram(t, []string{"-ready"}, "ADDR="+portOf(p), "HTTP_PROXY=http://127.0.0.1:9")
 		require.Equal(t, 0, code)
 		require.Empty(t, output)
 	})
 
 	t.Run("fails beside a service without a database", func(t *testing.T) {
-		p := startProgram(t, nil, "DATABASE_URL=postgres://127.0.0.1:1/nothing?sslmode=disable")
-
-		code, output := runProgram(t, []string{"-ready"}, "ADDR="+addressOf(p))
-
+		p := startProgram(t, nil, "DATABASE_URL=postgres://127.0.0.1:1/x?sslmode=disable")
+		code, output := runProgram(t, []string{"-ready"}, "ADDR="+portOf(p))
 		require.Equal(t, 1, code)
 		require.Equal(t, "not ready: the service answered 503 Service Unavailable\n", output)
 	})
 
 	t.Run("fails without a service", func(t *testing.T) {
 		code, output := runProgram(t, []string{"-ready"}, "ADDR=127.0.0.1:1")
-
 		require.Equal(t, 1, code)
-		require.Contains(t, output, "not ready: ")
-		require.Contains(t, output, "connection refused")
-		require.Equal(t, 1, strings.Count(output, "\n"))
+		require.Regexp(t, `^not ready: .*connection refused\n$`, output)
 	})
 }
 
@@ -1547,34 +1715,60 @@ func TestStop(t *testing.T) {
 
 	t.Run("answers the requests in flight first", func(t *testing.T) {
 		t.Parallel()
-		patient := newPatient(t, t.Name())
-		p := startProgram(t, nil, "DATABASE_URL="+served)
-		upload := startUpload(t, p.url+of(patient))
+		patient := newPatient(t)
+		p := startProgram(t, nil, "DATABASE_URL="+serviceURL)
+		upload := startUpload(t, p.url+patient.interactionsPath())
+
 		require.NoError(t, p.Process.Signal(syscall.SIGTERM))
 		require.Eventually(t, func() bool {
-			_, err := try(t, "GET", p.url+"/livez", "")
+			_, err := p.send("GET", "/livez", "", nil)
 			return err != nil
 		}, 5*time.Second, time.Millisecond, "it should accept no new connection")
-
 		upload.finish()
 
 		require.Equal(t, 201, <-upload.status)
 		require.NoError(t, p.Wait(), "it should exit with 0")
-		require.Len(t, historyOf(t, patient, ""), 1)
+		require.Len(t, patient.history(""), 1)
 	})
 
-	t.Run("closes connections that are busy for longer than 8 seconds", func(t *testing.T) {
+	t.Run("closes connections that stay busy for 8 seconds", func(t *testing.T) {
 		t.Parallel()
-		p := startProgram(t, nil, "DATABASE_URL="+served)
-		upload := startUpload(t, p.url+of(1))
-		stopped := time.Now()
+		p := startProgram(t, nil, "DATABASE_URL="+serviceURL)
+		upload := startUpload(t, p.url+"/patients/1/interactions")
+		start := time.Now()
+
 		require.NoError(t, p.Process.Signal(os.Interrupt))
 
 		require.NoError(t, p.Wait(), "it should exit with 0")
-		require.WithinRange(t, time.Now(), stopped.Add(stopTimeout), stopped.Add(stopTimeout+2*time.Second))
-		require.Contains(t, p.log(), "closing the connections that are still busy")
+		require.WithinRange(t, time.Now(), start.Add(stopTimeout), start.Add(stopTimeout+2*time.Second))
+		require.Contains(t, p.readLog(), "closing the connections that are still busy")
 		upload.finish()
 		require.Zero(t, <-upload.status, "the client should get no answer")
+	})
+}
+
+func TestSlowClient(t *testing.T) {
+	t.Parallel()
+	p := startProgram(t, nil, "DATABASE_URL="+serviceURL)
+	exchange := func(t *testing.T, request string) string {
+		connection, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		require.NoError(t, err)
+		defer connection.Close()
+		_, err = io.WriteString(connection, request)
+		require.NoError(t, err)
+		require.NoError(t, connection.SetReadDeadline(time.Now().Add(10*time.Second)))
+		answer, err := io.ReadAll(connection)
+		require.NoError(t, err, "the service should close the connection")
+		return string(answer)
+	}
+
+	t.Run("who does not finish the header is disconnected", func(t *testing.T) {
+		require.Empty(t, exchange(t, "GET /livez HTTP/1.1\r\nHost: x\r\n"))
+	})
+
+	t.Run("who sends too large a header is refused", func(t *testing.T) {
+		header := "X: " + strings.Repeat("x", 32<<10)
+		require.Contains(t, exchange(t, "GET /livez HTTP/1.1\r\nHost: x\r\n"+header+"\r\n\r\n"), " 431 ")
 	})
 }
 
@@ -1591,41 +1785,910 @@ func TestDemo(t *testing.T) {
 		t.Parallel()
 		p := startProgram(t, []string{"-demo"})
 
-		require.Len(t, read[PageOf[Patient]](t, p.url+"/patients").Items, 12)
-		conn := p.connectToDemo(t)
+		require.Len(t, parseJSON[Page[Patient]](t, p.get(t, "/patients").body).Items, 12)
 		var users string
-		err := conn.QueryRow(t.Context(), `SELECT string_agg(DISTINCT usename, ',') FROM pg_stat_activity
+		err := p.connectToDemo(t).QueryRow(t.Context(), `SELECT string_agg(DISTINCT usename, ',') FROM pg_stat_activity
 			WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()`).Scan(&users)
 		require.NoError(t, err)
 		require.Equal(t, "patient_interactions", users)
 	})
 
 	for name, signal := range map[string]os.Signal{
-		"leaves no process and no directory after Ctrl-C":                  os.Interrupt,
-		"leaves no process and no directory after SIGTERM":                 syscall.SIGTERM,
-		"leaves no process and no directory after its terminal was closed": syscall.SIGHUP,
+		"leaves no server and no directory after Ctrl-C":                  os.Interrupt,
+		"leaves no server and no directory after SIGTERM":                 syscall.SIGTERM,
+		"leaves no server and no directory after its terminal was closed": syscall.SIGHUP,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := startProgram(t, []string{"-demo"})
-			conn := p.connectToDemo(t)
+			connection := p.connectToDemo(t)
 
 			require.NoError(t, p.Process.Signal(signal))
 
 			require.NoError(t, p.Wait(), "it should exit with 0")
 			require.NoDirExists(t, p.demoDir(t))
-			require.Error(t, conn.Ping(t.Context()), "PostgreSQL should be gone")
+			require.Error(t, connection.Ping(t.Context()), "the server should be gone")
 		})
 	}
+
+	t.Run("leaves no server and no directory if the reader of its log ends first", func(t *testing.T) {
+		t.Parallel()
+		p := newProgram(t, []string{"-demo"})
+		reader, writer, err := os.Pipe()
+		require.NoError(t, err)
+		p.Stderr = writer
+		require.NoError(t, p.Start())
+		line, err := bufio.NewReader(reader).ReadString('\n')
+		require.NoError(t, err)
+		require.NoError(t, reader.Close())
+		require.NoError(t, writer.Close())
+
+		require.NoError(t, p.Process.Signal(os.Interrupt))
+
+		require.NoError(t, p.Wait(), "it should exit with 0")
+		require.NoDirExists(t, demoDirPattern.FindStringSubmatch(line)[1])
+	})
+}
+
+// A model
+
+// model is what the service must answer, kept in memory: interactions in the order of recording.
+type model struct {
+	t            *testing.T
+	doctors      map[int64]string
+	interactions []Interaction
+}
+
+func TestModel(t *testing.T) {
+	t.Parallel()
+	seed := uint64(time.Now().UnixNano())
+	if fixed := os.Getenv("MODEL_SEED"); fixed != "" {
+		_, err := fmt.Sscan(fixed, &seed)
+		require.NoError(t, err)
+	}
+	t.Logf("repeat this test with MODEL_SEED=%d", seed)
+	random := mathrand.New(mathrand.NewPCG(seed, 0))
+
+	m := model{t: t, doctors: map[int64]string{}}
+	for _, doctor := range getJSON[Page[Doctor]](t, "/doctors?limit=100").Items {
+		m.doctors[doctor.ID] = doctor.Name
+	}
+	tag := rand.Text()
+	patients := []patient{newPatientNamed(t, "Anna "+tag), newPatientNamed(t, "Bert "+tag)}
+	outcomes := []string{healthy, unhealthy, enteredInError}
+
+	for range 400 {
+		patient := patients[random.IntN(len(patients))]
+		doctor := random.Int64N(3) + 1
+		interaction := Interaction{
+			PatientID:  patient.id,
+			Doctor:     DoctorReference{doctor, m.doctors[doctor]},
+			OccurredAt: january(random.IntN(12) + 1),
+			Outcome:    outcomes[random.IntN(2)],
+			Notes:      rand.Text(),
+		}
+		all := m.history(patient, func(Interaction) bool { return true })
+		if len(all) == 0 {
+			m.record(patient, interaction)
+			continue
+		}
+		earlier := all[random.IntN(len(all))]
+
+		switch random.IntN(6) {
+		case 0:
+			m.record(patient, interaction)
+		case 1:
+			if earlier.AmendedBy != nil {
+				response := api.post(t, patient.amendmentsPath(earlier.ID), interactionBody())
+				require.Contains(t, expectProblem(t, response, 409).Detail, fmt.Sprint(*earlier.AmendedBy))
+				continue
+			}
+			interaction.Amends = &earlier.ID
+			interaction.Outcome = outcomes[random.IntN(3)]
+			m.record(patient, interaction)
+		case 2:
+			require.Equal(t, earlier, getJSON[Interaction](t, patient.interactionPath(earlier.ID)))
+			require.Equal(t, earlier, m.send(patient, earlier), "a retry")
+		case 3:
+			require.Equal(t, m.timeline(patient), getJSON[Timeline](t, patient.path()+"/timeline"))
+			require.Equal(t, m.timeline(patient).HealthStatus, getJSON[Patient](t, patient.path()).HealthStatus)
+		case 4:
+			m.comparePatients(patients, tag, doctor, outcomes[random.IntN(2)])
+		default:
+			from, to := january(random.IntN(6)+1), january(random.IntN(12)+1)
+			m.compareHistory(patient, random.IntN(2) == 0, from, to, doctor, outcomes[random.IntN(3)], random.IntN(9)+1)
+		}
+	}
+}
+
+func isCurrent(i Interaction) bool {
+	return i.AmendedBy == nil && i.Outcome != enteredInError
+}
+
+// history returns the patient's interactions that match, latest first.
+func (m *model) history(patient patient, match func(Interaction) bool) []Interaction {
+	matching := []Interaction{}
+	for _, i := range m.interactions {
+		if i.PatientID == patient.id && match(i) {
+			matching = append(matching, i)
+		}
+	}
+	slices.SortFunc(matching, func(a, b Interaction) int {
+		if c := b.OccurredAt.Compare(a.OccurredAt); c != 0 {
+			return c
+		}
+		return int(b.ID - a.ID)
+	})
+	return matching
+}
+
+func (m *model) timeline(patient patient) Timeline {
+	timeline := Timeline{HealthStatus: unknown, Items: []Period{}}
+	for _, i := range slices.Backward(m.history(patient, isCurrent)) {
+		last := len(timeline.Items) - 1
+		if timeline.HealthStatus == i.Outcome {
+			timeline.Items[last].Interactions++
+			continue
+		}
+		if last >= 0 {
+			timeline.Items[last].To = &i.OccurredAt
+		}
+		timeline.HealthStatus = i.Outcome
+		timeline.Items = append(timeline.Items, Period{Outcome: i.Outcome, From: i.OccurredAt, Interactions: 1})
+	}
+	return timeline
+}
+
+// send asks the service for an interaction. The notes are the key, so sending it again is a retry.
+func (m *model) send(patient patient, i Interaction) Interaction {
+	m.t.Helper()
+	path := patient.interactionsPath()
+	if i.Amends != nil {
+		path = patient.amendmentsPath(*i.Amends)
+	}
+	body := interactionBody(fields{
+		"doctor_id": i.Doctor.ID, "outcome": i.Outcome, "notes": i.Notes, "occurred_at": i.OccurredAt,
+	})
+	response := api.postWith(m.t, http.Header{"Idempotency-Key": {i.Notes}}, path, body)
+	require.Equal(m.t, 201, response.status, response.body)
+	return parseJSON[Interaction](m.t, response.body)
+}
+
+func (m *model) record(patient patient, i Interaction) {
+	m.t.Helper()
+	created := m.send(patient, i)
+	i.ID, i.RecordedAt = created.ID, created.RecordedAt
+	require.Equal(m.t, i, created)
+	for n := range m.interactions {
+		require.Greater(m.t, i.ID, m.interactions[n].ID)
+		if i.Amends != nil && m.interactions[n].ID == *i.Amends {
+			m.interactions[n].AmendedBy = &i.ID
+		}
+	}
+	m.interactions = append(m.interactions, i)
+}
+
+func (m *model) comparePatients(patients []patient, tag string, doctor int64, status string) {
+	m.t.Helper()
+	expected := []int64{}
+	for _, patient := range patients {
+		byDoctor := m.history(patient, func(i Interaction) bool { return isCurrent(i) && i.Doctor.ID == doctor })
+		if len(byDoctor) > 0 && m.timeline(patient).HealthStatus == status {
+			expected = append(expected, patient.id)
+		}
+	}
+	list := fmt.Sprintf("/patients?limit=1&search=%s&doctor_id=%d&health_status=%s", tag, doctor, status)
+	require.Equal(m.t, expected, patientIDs(allPages[Patient](m.t, list)))
+}
+
+func (m *model) compareHistory(patient patient, amended bool, from, to time.Time, doctor int64, outcome string, limit int) {
+	m.t.Helper()
+	inPeriod := func(i Interaction) bool {
+		return (amended || isCurrent(i)) && !i.OccurredAt.Before(from) && i.OccurredAt.Before(to)
+	}
+	matches := func(i Interaction) bool { return inPeriod(i) && i.Outcome == outcome && i.Doctor.ID == doctor }
+
+	list := fmt.Sprintf("%s?limit=%d&include_amended=%t&from=%s&to=%s", patient.interactionsPath(), limit, amended,
+		from.Format(time.RFC3339), to.Format(time.RFC3339))
+	require.Equal(m.t, m.history(patient, inPeriod), allPages[Interaction](m.t, list))
+	list += fmt.Sprintf("&outcome=%s&doctor_id=%d", outcome, doctor)
+	require.Equal(m.t, m.history(patient, matches), allPages[Interaction](m.t, list))
+}
+
+// Fuzzing: whatever a client sends is answered or refused, and never a defect
+
+func FuzzBody(f *testing.F) {
+	for _, body := range []string{interactionBody(), "{", `{"notes": "\ud800"}`, "[[[", "\xff", `{"doctor_id": 1e400}`} {
+		f.Add(body)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		expectNoDefect(t, "POST", "/patients/1/interactions", body, nil)
+	})
+}
+
+func FuzzQuery(f *testing.F) {
+	for _, query := range []string{"limit=1&cursor=9", "to=9999-12-31T23:59:59%2B24:00", "outcome=%00", "%", "a;b", "&&="} {
+		f.Add(query)
+	}
+	f.Fuzz(func(t *testing.T, query string) {
+		expectNoDefect(t, "GET", "/patients/1/interactions?"+strings.NewReplacer("#", "", " ", "+").Replace(query), "", nil)
+		expectNoDefect(t, "GET", "/patients?search="+url.QueryEscape(query), "", nil)
+	})
+}
+
+func FuzzHeader(f *testing.F) {
+	for _, value := range []string{"k", "", "\xff", `application/json; a="`, "null", "http://[::1]:port"} {
+		f.Add(value)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		header := http.Header{
+			"Idempotency-Key": {value}, "Content-Type": {value}, "Origin": {value}, "Sec-Fetch-Site": {value},
+		}
+		expectNoDefect(t, "POST", "/patients/1/interactions", "{}", header)
+	})
+}
+
+// Benchmarks
+
+// BenchmarkOperations measures each operation over HTTP, and beside it the call of the store that it makes. Their
+// ratio says what HTTP, validation and JSON cost, whatever the speed of the machine. The database has 100,000
+// patients with 10 interactions each, and one of them 20,000.
+func BenchmarkOperations(b *testing.B) {
+	service, owner := newIsolatedService(b)
+	for _, statement := range []string{
+		"ALTER TABLE interactions DISABLE TRIGGER ALL",
+		"INSERT INTO patients (name, birth_date) SELECT initcap(md5(n::text)), '1980-01-01' FROM generate_series(1, 100000) n",
+		`INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes)
+			SELECT p, 1 + n % 5, '2005-01-01'::timestamptz + n * interval '1 hour', 'healthy', repeat('As seen last time. ', 15)
+			FROM generate_series(13, 100012) p, generate_series(1, CASE WHEN p = 1000 THEN 20000 ELSE 10 END) n`,
+		`UPDATE patients p SET health_status = 'healthy', last_interaction_at = '2006-01-01' WHERE id > 12`,
+		"ALTER TABLE interactions ENABLE TRIGGER ALL",
+		"ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_append_only",
+		"ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_apply_to_patient",
+		"VACUUM ANALYZE",
+	} {
+		_, err := owner.Exec(b.Context(), statement)
+		require.NoError(b, err)
+	}
+	var deep string
+	err := owner.QueryRow(b.Context(), `SELECT id::text FROM interactions WHERE patient_id = 1000
+		ORDER BY occurred_at DESC, id DESC OFFSET 10000 LIMIT 1`).Scan(&deep)
+	require.NoError(b, err)
+
+	store := openStore(b, withRole(owner.Config().ConnString()))
+	paging := Paging{Limit: 50}
+	history := func(cursor string) func() error {
+		filter := InteractionFilter{PatientPath: PatientPath{1000}, Paging: Paging{50, cursor}}
+		return func() error { _, err := store.ListInteractions(b.Context(), filter); return err }
+	}
+	patients := func(filter PatientFilter) func() error {
+		return func() error { _, err := store.ListPatients(b.Context(), filter); return err }
+	}
+	anyone := func() int64 { return 13 + mathrand.Int64N(100_000) }
+	document := func() error {
+		in := NewInteraction{PatientPath: PatientPath{anyone()}, DoctorID: 1, Outcome: healthy, Notes: "As seen last time."}
+		_, err := store.DocumentInteraction(b.Context(), in)
+		return err
+	}
+	timeline := func() error { _, err := store.GetTimeline(b.Context(), PatientPath{anyone()}); return err }
+
+	for _, operation := range []struct {
+		name string
+		path func() string
+		body string
+		call func() error
+	}{
+		{"document", func() string { return fmt.Sprintf("/patients/%d/interactions", anyone()) }, interactionBody(), document},
+		{"history", func() string { return "/patients/1000/interactions" }, "", history("")},
+		{"history at depth 10,000", func() string { return "/patients/1000/interactions?cursor=" + deep }, "", history(deep)},
+		{"timeline", func() string { return fmt.Sprintf("/patients/%d/timeline", anyone()) }, "", timeline},
+		{"patients", func() string { return "/patients" }, "", patients(PatientFilter{Paging: paging})},
+		{"search", func() string { return "/patients?search=abc" }, "", patients(PatientFilter{Search: "abc", Paging: paging})},
+	} {
+		b.Run(operation.name+"/http", func(b *testing.B) {
+			method := "GET"
+			if operation.body != "" {
+				method = "POST"
+			}
+			for b.Loop() {
+				response := service.request(b, method, operation.path(), operation.body, nil)
+				require.Less(b, response.status, 300, response.body)
+			}
+		})
+		b.Run(operation.name+"/store", func(b *testing.B) {
+			for b.Loop() {
+				require.NoError(b, operation.call())
+			}
+		})
+	}
+}
+
+// Helpers
+
+const (
+	healthy        = "healthy"
+	unhealthy      = "unhealthy"
+	unknown        = "unknown"
+	enteredInError = "entered_in_error"
+)
+
+var (
+	serverURL  string        // the PostgreSQL server, as its superuser
+	serviceURL string        // the database that most tests share, as the service's role
+	owner      *pgxpool.Pool // the same database, as its owner
+	api        *service      // the service on it
+)
+
+// databasePrefix is how the names of this run's databases start.
+var databasePrefix = "test_" + strings.ToLower(rand.Text()) + "_"
+
+// TestMain runs the tests, or the program itself if a test has started it as a process.
+func TestMain(m *testing.M) {
+	if os.Getenv("RUN_PROGRAM") != "" {
+		main()
+		os.Exit(0)
+	}
+	code, err := runTests(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "prepare the tests:", err)
+	}
+	os.Exit(code)
+}
+
+// runTests prepares what the tests share, runs them, and cleans up. It returns the exit code of the program.
+func runTests(m *testing.M) (code int, err error) {
+	serverURL = os.Getenv("DATABASE_URL")
+	if serverURL == "" {
+		postgres, err := startPostgres()
+		if err != nil {
+			return 1, fmt.Errorf("start a throwaway PostgreSQL: %w", err)
+		}
+		defer postgres.stop()
+		serverURL = postgres.databaseURL("postgres")
+	}
+	defer dropDatabases()
+	ownerURL, err := createSharedDatabase()
+	if err != nil {
+		return 1, err
+	}
+	if owner, err = pgxpool.New(context.Background(), ownerURL); err != nil {
+		return 1, err
+	}
+	defer owner.Close()
+
+	serviceURL = withRole(ownerURL)
+	store, err := OpenStore(context.Background(), serviceURL)
+	if err != nil {
+		return 1, err
+	}
+	defer store.Close()
+	api = startService(store)
+	defer api.stop()
+	return m.Run(), nil
+}
+
+// createSharedDatabase creates the database that most tests share, and the one that it and others are copied from. The
+// local time zones and the date style are unusual, because no response may depend on them.
+func createSharedDatabase() (ownerURL string, err error) {
+	time.Local = time.FixedZone("UTC+13", 13*60*60)
+	template, err := createDatabase("template1", "template")
+	if err != nil {
+		return "", err
+	}
+	if err := loadSchemaAndSeed(template); err != nil {
+		return "", err
+	}
+	ownerURL, err = createDatabase(databasePrefix+"template", "shared")
+	if err != nil {
+		return "", err
+	}
+	shared := "ALTER DATABASE " + databasePrefix + "shared SET "
+	return ownerURL, executeOnServer(shared+"timezone = 'Pacific/Auckland'", shared+"datestyle = 'German'")
+}
+
+// createDatabase creates a database as a copy of another one, and returns its address for the owner.
+func createDatabase(template, name string) (ownerURL string, err error) {
+	name = databasePrefix + name
+	return withDatabase(serverURL, name), executeOnServer("CREATE DATABASE " + name + " TEMPLATE " + template)
+}
+
+func executeOnServer(statements ...string) error {
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, serverURL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	for _, statement := range statements {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			return fmt.Errorf("%s: %w", statement, err)
+		}
+	}
+	return nil
+}
+
+func dropDatabases() {
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, serverURL)
+	if err != nil {
+		return
+	}
+	defer conn.Close(ctx)
+	rows, _ := conn.Query(ctx, "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", databasePrefix)
+	names, _ := pgx.CollectRows(rows, pgx.RowTo[string])
+	for _, name := range names {
+		conn.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
+	}
+}
+
+func withDatabase(databaseURL, name string) string {
+	address, err := url.Parse(databaseURL)
+	if err != nil {
+		panic(err)
+	}
+	address.Path = "/" + name
+	return address.String()
+}
+
+// withRole returns the address of a database with which its owner takes on the service's role.
+func withRole(ownerURL string) string {
+	address, err := url.Parse(ownerURL)
+	if err != nil {
+		panic(err)
+	}
+	query := address.Query()
+	query.Set("role", "patient_interactions")
+	query.Set("pool_max_conns", "16")
+	address.RawQuery = query.Encode()
+	return address.String()
+}
+
+func openStore(t testing.TB, databaseURL string) *Store {
+	t.Helper()
+	store, err := OpenStore(t.Context(), databaseURL)
+	require.NoError(t, err)
+	t.Cleanup(store.Close)
+	return store
+}
+
+// service is the handler of the service, reached over HTTP.
+type service struct {
+	url  string
+	log  *logBuffer
+	stop func()
+}
+
+func startService(store *Store) *service {
+	log := &logBuffer{}
+	server := httptest.NewServer(newHandler(store, slog.New(slog.NewTextHandler(log, nil))))
+	return &service{url: server.URL, log: log, stop: server.Close}
+}
+
+// newService starts a service on a database of any kind.
+func newService(t testing.TB, store *Store) *service {
+	t.Helper()
+	s := startService(store)
+	t.Cleanup(s.stop)
+	return s
+}
+
+// newIsolatedService starts a service on a database of its own, and connects to that as its owner.
+func newIsolatedService(t testing.TB) (*service, *pgx.Conn) {
+	t.Helper()
+	ownerURL, err := createDatabase(databasePrefix+"template", strings.ToLower(rand.Text()))
+	require.NoError(t, err)
+	conn, err := pgx.Connect(t.Context(), ownerURL)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return newService(t, openStore(t, withRole(ownerURL))), conn
+}
+
+// logBuffer is a log that can be read while it is written.
+type logBuffer struct {
+	mutex sync.Mutex
+	text  bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	return b.text.String()
+}
+
+// response is a response that has been read.
+type response struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// httpClient returns redirects instead of following them.
+var httpClient = &http.Client{
+	Transport:     &http.Transport{MaxIdleConnsPerHost: 100},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// send sends a request. A POST has the Content-Type application/json unless header has another one.
+func (s *service) send(method, path, body string, header http.Header) (response, error) {
+	request, err := http.NewRequest(method, s.url+path, strings.NewReader(body))
+	if err != nil {
+		return response{}, err
+	}
+	if method == "POST" {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	maps.Copy(request.Header, header)
+
+	received, err := httpClient.Do(request)
+	if err != nil {
+		return response{}, err
+	}
+	defer received.Body.Close()
+	content, err := io.ReadAll(received.Body)
+	return response{status: received.StatusCode, header: received.Header, body: string(content)}, err
+}
+
+func (s *service) request(t testing.TB, method, path, body string, header http.Header) response {
+	t.Helper()
+	response, err := s.send(method, path, body, header)
+	require.NoError(t, err)
+	return response
+}
+
+func (s *service) get(t testing.TB, path string) response {
+	t.Helper()
+	return s.request(t, "GET", path, "", nil)
+}
+
+func (s *service) post(t testing.TB, path, body string) response {
+	t.Helper()
+	return s.request(t, "POST", path, body, nil)
+}
+
+func (s *service) postWith(t testing.TB, header http.Header, path, body string) response {
+	t.Helper()
+	return s.request(t, "POST", path, body, header)
+}
+
+// concurrently calls send n times at once, with 0 to n-1, and returns the responses.
+func concurrently(t testing.TB, n int, send func(i int) (response, error)) []response {
+	t.Helper()
+	responses, errs := make([]response, n), make([]error, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { responses[i], errs[i] = send(i) })
+	}
+	all.Wait()
+	require.NoError(t, errors.Join(errs...))
+	return responses
+}
+
+// parseJSON parses JSON that may have no other fields than T.
+func parseJSON[T any](t testing.TB, body string) (value T) {
+	t.Helper()
+	decoder := json.NewDecoder(strings.NewReader(body))
+	decoder.DisallowUnknownFields()
+	require.NoError(t, decoder.Decode(&value), body)
+	return value
+}
+
+// getJSON returns what the shared service answers.
+func getJSON[T any](t testing.TB, path string) T {
+	t.Helper()
+	response := api.get(t, path)
+	require.Equal(t, 200, response.status, response.body)
+	require.Equal(t, "application/json", response.header.Get("Content-Type"))
+	return parseJSON[T](t, response.body)
+}
+
+// allPages returns the items of all pages of a list, whose path has a query.
+func allPages[T any](t testing.TB, path string) []T {
+	t.Helper()
+	return pagesAfter[T](t, path, "")
+}
+
+func pagesAfter[T any](t testing.TB, path, cursor string) []T {
+	t.Helper()
+	items := []T{}
+	for {
+		page := getJSON[Page[T]](t, path+"&cursor="+cursor)
+		items = append(items, page.Items...)
+		if page.NextCursor == nil {
+			return items
+		}
+		cursor = *page.NextCursor
+		require.Less(t, len(items), 10_000, "the list should end")
+	}
+}
+
+// leak matches what no client may see: SQL, types and packages of Go, names in the database, paths of files.
+var leak = regexp.MustCompile(`(?i)sqlstate|select |insert |relation "|constraint|violates|pgx|\bu?int64|float64|\bstruct\b|` +
+	`main\.|json:|strconv|runtime|goroutine|dial |tcp|\.go:|\.sql|/tmp|/usr|/var|/home|/root`)
+
+// expectProblem expects a problem with the status, of the form that all problems have.
+func expectProblem(t testing.TB, response response, status int) Problem {
+	t.Helper()
+	require.Equal(t, status, response.status, response.body)
+	require.Equal(t, "application/problem+json", response.header.Get("Content-Type"))
+	require.Equal(t, "no-store", response.header.Get("Cache-Control"))
+	require.NotEmpty(t, response.header.Get("X-Request-Id"))
+	require.Equal(t, status == 503, response.header.Get("Retry-After") != "")
+	problem := parseJSON[Problem](t, response.body)
+	require.Equal(t, "about:blank", problem.Type)
+	require.Equal(t, http.StatusText(status), problem.Title)
+	require.Equal(t, status, problem.Status)
+	require.NotEmpty(t, problem.Detail)
+	require.NotRegexp(t, leak, response.body)
+	return problem
+}
+
+// expectFaults expects a problem that names these faulty fields, in this order.
+func expectFaults(t testing.TB, response response, faultyFields ...string) Problem {
+	t.Helper()
+	problem := expectProblem(t, response, 422)
+	names := []string{}
+	for _, fault := range problem.Errors {
+		names = append(names, fault.Field)
+		require.NotEmpty(t, fault.Detail)
+	}
+	require.Equal(t, faultyFields, names)
+	return problem
+}
+
+// expectNoDefect expects that a request, if net/http can send and read it, is answered without a defect.
+func expectNoDefect(t *testing.T, method, path, body string, header http.Header) {
+	t.Helper()
+	response, err := api.send(method, path, body, header)
+	if err != nil || response.header.Get("X-Request-Id") == "" {
+		return
+	}
+	require.Less(t, response.status, 500, response.body)
+	if response.status >= 400 {
+		expectProblem(t, response, response.status)
+	}
+}
+
+// fields are fields of a JSON object.
+type fields map[string]any
+
+// interactionBody returns a valid body for both POST operations, with some fields replaced.
+func interactionBody(replaced ...fields) string {
+	body := fields{"doctor_id": 1, "outcome": healthy, "notes": "No complaints."}
+	for _, f := range replaced {
+		maps.Copy(body, f)
+	}
+	encoded, err := json.Marshal(body)
+	if err != nil {
+		panic(err)
+	}
+	return string(encoded)
+}
+
+// january returns 9 o'clock UTC of a day in January 2024.
+func january(day int) time.Time {
+	return time.Date(2024, time.January, day, 9, 0, 0, 0, time.UTC)
+}
+
+// patient is a patient of the shared database, born on 1980-01-31.
+type patient struct {
+	t  testing.TB
+	id int64
+}
+
+func newPatient(t testing.TB) patient {
+	t.Helper()
+	return newPatientNamed(t, t.Name())
+}
+
+func newPatientNamed(t testing.TB, name string) patient {
+	t.Helper()
+	p := patient{t: t}
+	const insert = "INSERT INTO patients (name, birth_date) VALUES ($1, '1980-01-31') RETURNING id"
+	require.NoError(t, owner.QueryRow(t.Context(), insert, name).Scan(&p.id))
+	return p
+}
+
+func insertDoctor(t testing.TB, name, specialty string) (id int64) {
+	t.Helper()
+	const insert = "INSERT INTO doctors (name, specialty) VALUES ($1, $2) RETURNING id"
+	require.NoError(t, owner.QueryRow(t.Context(), insert, name, specialty).Scan(&id))
+	return id
+}
+
+// execute executes a statement as the owner of the shared database.
+func execute(t testing.TB, statement string, args ...any) {
+	t.Helper()
+	_, err := owner.Exec(t.Context(), statement, args...)
+	require.NoError(t, err)
+}
+
+func (p patient) path() string {
+	return fmt.Sprintf("/patients/%d", p.id)
+}
+
+func (p patient) interactionsPath() string {
+	return p.path() + "/interactions"
+}
+
+func (p patient) interactionPath(id int64) string {
+	return fmt.Sprintf("%s/%d", p.interactionsPath(), id)
+}
+
+func (p patient) amendmentsPath(id int64) string {
+	return p.interactionPath(id) + "/amendments"
+}
+
+// post documents an interaction with some fields replaced.
+func (p patient) post(replaced ...fields) Interaction {
+	p.t.Helper()
+	response := api.post(p.t, p.interactionsPath(), interactionBody(replaced...))
+	require.Equal(p.t, 201, response.status, response.body)
+	return parseJSON[Interaction](p.t, response.body)
+}
+
+func (p patient) document(outcome string, occurredAt time.Time, replaced ...fields) Interaction {
+	p.t.Helper()
+	return p.post(append([]fields{{"outcome": outcome, "occurred_at": occurredAt}}, replaced...)...)
+}
+
+func (p patient) amend(amended Interaction, outcome string, replaced ...fields) Interaction {
+	p.t.Helper()
+	body := interactionBody(append([]fields{{"outcome": outcome}}, replaced...)...)
+	response := api.post(p.t, p.amendmentsPath(amended.ID), body)
+	require.Equal(p.t, 201, response.status, response.body)
+	return parseJSON[Interaction](p.t, response.body)
+}
+
+// history returns the ids of the first page of the patient's history.
+func (p patient) history(query string) []int64 {
+	p.t.Helper()
+	return interactionIDs(getJSON[Page[Interaction]](p.t, p.interactionsPath()+"?"+query).Items)
+}
+
+func (p patient) correctBirthDate(date string) {
+	p.t.Helper()
+	execute(p.t, "UPDATE patients SET birth_date = $2::text::date WHERE id = $1", p.id, date)
+}
+
+// lock locks the patient's row, as a writer who is stuck does.
+func (p patient) lock() (unlock func()) {
+	p.t.Helper()
+	tx, err := owner.Begin(p.t.Context())
+	require.NoError(p.t, err)
+	_, err = tx.Exec(p.t.Context(), "SELECT FROM patients WHERE id = $1 FOR UPDATE", p.id)
+	require.NoError(p.t, err)
+	return func() { tx.Rollback(context.Background()) }
+}
+
+func interactionIDs(interactions []Interaction) []int64 {
+	ids := []int64{}
+	for _, i := range interactions {
+		ids = append(ids, i.ID)
+	}
+	return ids
+}
+
+func patientIDs(patients []Patient) []int64 {
+	ids := []int64{}
+	for _, p := range patients {
+		ids = append(ids, p.ID)
+	}
+	return ids
+}
+
+// namesWithout returns the names without the tag that keeps a test's patients apart from others.
+func namesWithout(tag string, patients []Patient) []string {
+	names := []string{}
+	for _, p := range patients {
+		names = append(names, strings.TrimSuffix(p.Name, " "+tag))
+	}
+	return names
+}
+
+// beginReplicating begins a transaction that has a snapshot already, and in which ordinary triggers do not fire.
+func beginReplicating(t testing.TB, level pgx.TxIsoLevel) pgx.Tx {
+	t.Helper()
+	tx, err := owner.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: level})
+	require.NoError(t, err)
+	t.Cleanup(func() { tx.Rollback(context.Background()) })
+	_, err = tx.Exec(t.Context(), "SET LOCAL session_replication_role = replica; SELECT FROM patients LIMIT 1")
+	require.NoError(t, err)
+	return tx
+}
+
+// waitForLock waits until a session of PostgreSQL waits for a lock.
+func waitForLock(t testing.TB, pid uint32) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var waiting bool
+		const query = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $1"
+		err := owner.QueryRow(t.Context(), query, pid).Scan(&waiting)
+		return err == nil && waiting
+	}, 5*time.Second, time.Millisecond)
+}
+
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { listener.Close() })
+	return listener
+}
+
+// openAPI is the part of an OpenAPI document that the tests look at.
+type openAPI struct {
+	Paths      map[string]map[string]openAPIOperation
+	Components struct{ Schemas map[string]openAPISchema }
+}
+
+type openAPIOperation struct {
+	OperationID string
+	Summary     string
+	Description string
+	Tags        []string
+	Parameters  []struct {
+		Name        string
+		In          string
+		Description string
+		Example     any
+		Schema      struct{ Default any }
+	}
+	RequestBody struct{ Content map[string]openAPIContent }
+	Responses   map[string]struct {
+		Description string
+		Content     map[string]openAPIContent
+	}
+}
+
+type openAPIContent struct {
+	Example map[string]any
+	Schema  struct {
+		Ref string `json:"$ref"`
+	}
+}
+
+type openAPISchema struct {
+	Required   []string
+	Properties map[string]struct {
+		Type   any
+		Format string
+	}
+}
+
+// exampleRequest returns what Swagger UI sends if nothing is edited.
+func (o openAPIOperation) exampleRequest(t testing.TB, path string) (address, body string) {
+	t.Helper()
+	query := url.Values{}
+	for _, parameter := range o.Parameters {
+		switch {
+		case parameter.In == "path":
+			path = strings.ReplaceAll(path, "{"+parameter.Name+"}", fmt.Sprint(parameter.Example))
+		case parameter.Schema.Default != nil:
+			query.Set(parameter.Name, fmt.Sprint(parameter.Schema.Default))
+		}
+	}
+	if example := o.RequestBody.Content["application/json"].Example; example != nil {
+		encoded, err := json.Marshal(example)
+		require.NoError(t, err)
+		body = string(encoded)
+	}
+	return path + "?" + query.Encode(), body
 }
 
 // program is the service as a process of its own.
 type program struct {
 	*exec.Cmd
-	url     string
+	service
 	logFile string
 }
 
+// newProgram returns the program before its start. Later variables of the environment replace earlier ones.
 func newProgram(t testing.TB, args []string, env ...string) *program {
 	t.Helper()
 	executable, err := os.Executable()
@@ -1636,12 +2699,12 @@ func newProgram(t testing.TB, args []string, env ...string) *program {
 
 	p := &program{Cmd: exec.Command(executable, args...), logFile: logFile.Name()}
 	p.Stdout, p.Stderr = logFile, logFile
-	p.Env = append(os.Environ(), "RUN_PROGRAM=1", "ADDR=127.0.0.1:0", "DATABASE_URL=") // the last value of a name counts
+	p.Env = append(os.Environ(), "RUN_PROGRAM=1", "ADDR=127.0.0.1:0", "DATABASE_URL=")
 	p.Env = append(p.Env, env...)
 	return p
 }
 
-// startProgram starts the service and waits until it serves.
+// startProgram starts the program and waits until it serves.
 func startProgram(t testing.TB, args []string, env ...string) *program {
 	t.Helper()
 	p := newProgram(t, args, env...)
@@ -1651,13 +2714,8 @@ func startProgram(t testing.TB, args []string, env ...string) *program {
 		p.Wait()
 	})
 	serving := regexp.MustCompile(`url=(http://[0-9.:]+)/docs/`)
-	require.Eventually(t, func() bool {
-		found := serving.FindStringSubmatch(p.log())
-		if found != nil {
-			p.url = found[1]
-		}
-		return found != nil
-	}, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return serving.MatchString(p.readLog()) }, 20*time.Second, 5*time.Millisecond)
+	p.url = serving.FindStringSubmatch(p.readLog())[1]
 	return p
 }
 
@@ -1668,26 +2726,29 @@ func runProgram(t testing.TB, args []string, env ...string) (exitCode int, outpu
 	require.NoError(t, p.Start())
 	defer time.AfterFunc(20*time.Second, func() { p.Process.Kill() }).Stop()
 	p.Wait()
-	return p.ProcessState.ExitCode(), p.log()
+	return p.ProcessState.ExitCode(), p.readLog()
 }
 
-func (p *program) log() string {
+func (p *program) readLog() string {
 	text, _ := os.ReadFile(p.logFile)
 	return string(text)
 }
 
+// demoDirPattern matches what -demo says about its directory.
+var demoDirPattern = regexp.MustCompile(`program stops: (\S+)`)
+
 func (p *program) demoDir(t testing.TB) string {
 	t.Helper()
-	found := regexp.MustCompile(`program stops: (\S+)`).FindStringSubmatch(p.log())
+	found := demoDirPattern.FindStringSubmatch(p.readLog())
 	require.NotNil(t, found)
 	return found[1]
 }
 
-// connectToDemo connects to the throw-away PostgreSQL as its owner.
+// connectToDemo connects to the throwaway PostgreSQL as its owner.
 func (p *program) connectToDemo(t testing.TB) *pgx.Conn {
 	t.Helper()
-	server := throwawayPostgres{dir: p.demoDir(t)}
-	conn, err := pgx.Connect(t.Context(), server.databaseURL("postgres"))
+	postgres := throwawayPostgres{dir: p.demoDir(t)}
+	conn, err := pgx.Connect(t.Context(), postgres.databaseURL("postgres"))
 	require.NoError(t, err)
 	t.Cleanup(func() { conn.Close(context.Background()) })
 	return conn
@@ -1696,7 +2757,7 @@ func (p *program) connectToDemo(t testing.TB) *pgx.Conn {
 // upload is a request that the service has begun to read.
 type upload struct {
 	finish func()
-	status chan int // that of the answer, or 0 without one
+	status chan int // of the response, or 0 if there is none
 }
 
 func startUpload(t testing.TB, url string) *upload {
@@ -1708,166 +2769,16 @@ func startUpload(t testing.TB, url string) *upload {
 
 	status := make(chan int, 1)
 	go func() {
-		response, err := (&http.Transport{ExpectContinueTimeout: time.Minute}).RoundTrip(request)
+		transport := &http.Transport{ExpectContinueTimeout: time.Minute}
+		received, err := transport.RoundTrip(request)
 		if err != nil {
 			status <- 0
 			return
 		}
-		response.Body.Close()
-		status <- response.StatusCode
+		received.Body.Close()
+		status <- received.StatusCode
 	}()
-	_, err = writer.Write([]byte(entry())) // returns once the service has asked for the body
+	_, err = io.WriteString(writer, interactionBody()) // returns once the service has asked for the body
 	require.NoError(t, err)
 	return &upload{finish: func() { writer.Close() }, status: status}
-}
-
-func TestClientThatIsSlowOrSendsTooLargeAHeaderCostsItselfTheConnection(t *testing.T) {
-	t.Parallel()
-	p := startProgram(t, nil, "DATABASE_URL="+served)
-	for sent, want := range map[string]string{
-		"GET /livez HTTP/1.1\r\nHost: x\r\n":                                               "", // and no more
-		"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 32<<10) + "\r\n\r\n": " 431 ",
-	} {
-		c := must(net.Dial("tcp", p.url[7:]))
-		defer c.Close()
-		must(c.Write([]byte(sent)))
-		must(0, c.SetReadDeadline(time.Now().Add(10*time.Second)))
-		require.Contains(t, string(must(io.ReadAll(c))), want)
-	}
-}
-
-func TestSlowReadersOfLargePagesLeaveMemoryForOthers(t *testing.T) {
-	patient := alone(t)
-	must(owner.Exec(always, "INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes) SELECT $1, 1, now(), 'healthy', repeat('😀', 10000) FROM generate_series(1, 1000)", patient))
-	large := fmt.Sprintf("%s?limit=%d", of(patient), maxSending/40_400/8) // each entry of 40.2 KB, so that eight are 0.7 MB under maxSending
-	slow := []io.Reader{}
-	for range 8 {
-		c := must(net.Dial("tcp", product.url[7:]))
-		defer c.Close()
-		must(0, c.(*net.TCPConn).SetReadBuffer(1<<16)) // or the kernel reads for it
-		fmt.Fprintf(c, "GET %s HTTP/1.0\r\n\r\n", large)
-		status := make([]byte, len("HTTP/1.0 200"))
-		must(io.ReadFull(c, status))
-		require.Equal(t, "HTTP/1.0 200", string(status))
-		slow = append(slow, c)
-	}
-	refused(t, 503, "GET", large, "")
-	require.Len(t, historyOf(t, patient, "limit=1"), 1)
-	must(io.Copy(io.Discard, io.MultiReader(slow...)))
-	require.Equal(t, 200, send(t, "GET", large, "").StatusCode)
-}
-
-// Anything at all
-
-// fuzz sends whatever a client may send, which is answered or refused, and never a defect.
-func fuzz(f *testing.F, examples []string, ask func(t *testing.T, input string) (answer, error)) {
-	for _, example := range examples {
-		f.Add(example)
-	}
-	f.Fuzz(func(t *testing.T, input string) {
-		a, err := ask(t, input)
-		if err != nil || a.Header.Get("X-Request-Id") == "" {
-			return // net/http itself did not send it, or did not take it
-		}
-		require.Less(t, a.StatusCode, 500, a.body)
-		if a.StatusCode >= 400 {
-			problem(t, a.StatusCode, a)
-		}
-	})
-}
-
-func FuzzBody(f *testing.F) {
-	fuzz(f, []string{entry(), "{", `{"notes": "\ud800"}`, "[[[", "\xff", `{"doctor_id": 1e400}`, `{"occurred_at": "2024-13-01T00:00:00Z", "notes": "\u0000"}`,
-		`{"notes": "\udbff\udfff", "doctor_id": 1, "outcome": "healthy"}`}, func(t *testing.T, body string) (answer, error) {
-		return try(t, "POST", of(1), body, "Content-Type", "application/json")
-	})
-}
-
-func FuzzQuery(f *testing.F) {
-	fuzz(f, []string{"limit=1&cursor=9", "from=0000-01-01T00:00:00Z&to=9999-12-31T23:59:59%2B24:00", "outcome=%00", "%", "a;b", "doctor_id=-0&&=", "limit=%EF%BC%91"}, func(t *testing.T, query string) (answer, error) {
-		return try(t, "GET", of(1)+"?"+strings.NewReplacer("#", "", " ", "+").Replace(query), "")
-	})
-}
-
-func FuzzHeader(f *testing.F) {
-	fuzz(f, []string{"k", "", "\xff", `application/json; a="`, "null", "http://[::1]:namedport", strings.Repeat("x", 300)}, func(t *testing.T, value string) (answer, error) {
-		return try(t, "POST", of(1), "{}", "Idempotency-Key", value, "Content-Type", value, "Origin", value, "Sec-Fetch-Site", value)
-	})
-}
-
-// Speed: each operation over HTTP, and beside it the same statement through pgx alone, so that their ratio says what the
-// service costs whatever the machine does.
-
-func BenchmarkOperations(b *testing.B) {
-	s, conn := apart(b)
-	for _, statement := range []string{ // 100,000 patients, and 1,000,000 interactions, 20,000 of them the first one's
-		"ALTER TABLE interactions DISABLE TRIGGER ALL",
-		"INSERT INTO patients (name, birth_date) SELECT initcap(md5(n::text)), '1980-01-01' FROM generate_series(1, 100000) n",
-		`INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes)
-		 SELECT p, 1 + n % 5, '2005-01-01'::timestamptz + n * interval '1 hour', CASE WHEN n % 7 < 3 THEN 'healthy' ELSE 'unhealthy' END::outcome,
-		        repeat('As seen last time. ', 15) || n
-		 FROM generate_series(13, 100012) p, generate_series(1, CASE WHEN p = 1000 THEN 20000 ELSE 10 END) n`,
-		`UPDATE patients p SET health_status = i.outcome::text::health_status, last_interaction_at = i.occurred_at
-		 FROM (SELECT DISTINCT ON (patient_id) * FROM interactions WHERE patient_id > 12 ORDER BY patient_id, occurred_at DESC, id DESC) i WHERE p.id = i.patient_id`,
-		"ALTER TABLE interactions ENABLE TRIGGER ALL, ENABLE ALWAYS TRIGGER interactions_append_only, ENABLE ALWAYS TRIGGER interactions_apply_to_patient",
-		"VACUUM ANALYZE",
-	} {
-		must(conn.Exec(always, statement))
-	}
-	var deep string
-	must(0, conn.QueryRow(always, "SELECT id::text FROM interactions WHERE patient_id = 1000 ORDER BY occurred_at DESC, id DESC OFFSET 10000 LIMIT 1").Scan(&deep))
-	store := must(OpenStore(always, as("patient_interactions", conn.Config().ConnString())))
-	defer store.Close()
-	first := Paging{Limit: 50}
-	anyone := func() PatientPath { return PatientPath{13 + mathrand.Int64N(100000)} }
-	for _, c := range []struct {
-		name      string
-		body      string
-		path      func() string
-		statement func() error
-	}{
-		{"DocumentAnInteraction", `{"doctor_id": 1, "outcome": "healthy", "notes": "As seen last time."}`,
-			func() string { return of(anyone().PatientID) },
-			func() error {
-				_, err := store.DocumentInteraction(always, NewInteraction{anyone(), Entry{DoctorID: 1, Notes: "As seen last time."}, "healthy"})
-				return err
-			}},
-		{"FirstPageOfAHistory", "", func() string { return of(1000) }, func() error {
-			_, err := store.ListInteractions(always, InteractionFilter{PatientPath: PatientPath{1000}, Paging: first})
-			return err
-		}},
-		{"PageOfAHistoryAtDepth10000", "", func() string { return of(1000) + "?cursor=" + deep }, func() error {
-			_, err := store.ListInteractions(always, InteractionFilter{PatientPath: PatientPath{1000}, Paging: Paging{50, deep}})
-			return err
-		}},
-		{"PageOfPatients", "", func() string { return "/patients" }, func() error { _, err := store.ListPatients(always, PatientFilter{Paging: first}); return err }},
-		{"PageOfUnhealthyPatients", "", func() string { return "/patients?health_status=unhealthy" }, func() error {
-			_, err := store.ListPatients(always, PatientFilter{Paging: first, HealthStatus: "unhealthy"})
-			return err
-		}},
-		{"Search", "", func() string { return "/patients?search=abc" }, func() error {
-			_, err := store.ListPatients(always, PatientFilter{Paging: first, Search: "abc"})
-			return err
-		}},
-		{"Timeline", "", func() string { return timelineOf(anyone().PatientID) }, func() error { _, err := store.GetTimeline(always, anyone()); return err }},
-	} {
-		b.Run(c.name+"/http", func(b *testing.B) {
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					if a := send(b, map[bool]string{true: "GET", false: "POST"}[c.body == ""], s.url+c.path(), c.body); a.StatusCode > 201 {
-						b.Error(a.body)
-					}
-				}
-			})
-		})
-		b.Run(c.name+"/pgx", func(b *testing.B) {
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					if err := c.statement(); err != nil {
-						b.Error(err)
-					}
-				}
-			})
-		})
-	}
 }

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"encoding/json"
+	"cmp"
+	"fmt"
 	"net/http"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/swaggest/openapi-go"
 	"github.com/swaggest/openapi-go/openapi31"
@@ -15,105 +15,198 @@ import (
 	"github.com/swaggest/swgui/v5emb"
 )
 
-const intro = `A doctor documents interactions with patients and each one's outcome, sees a patient's whole history, and finds any patient by the present state.
+const intro = `A doctor documents interactions with patients and each one's outcome, sees a patient's whole history, and ` +
+	`finds patients by their current health status.
 
-Open these operations and press *Execute*; nothing needs editing. **See a patient's present state** tells that patient 1, Clara Wendelhorst, is unhealthy. **Document an interaction** finds her healthy. The first, executed again, agrees, and **Read a patient's history** shows why.
+Open these operations and press *Execute*; nothing needs editing. **See a patient's health status** shows that patient 1 ` +
+	`is unhealthy. **Document an interaction** finds her healthy. Execute the first one again to see the change, and ` +
+	`**Read a patient's history** to see why.
 
-Nothing is ever changed or deleted: an amendment replaces an entry, which stays readable. Every answer carries an ` + "`X-Request-Id`" + `, which the service's log names too.`
+Nothing is ever changed or deleted: an amendment replaces an interaction, which stays readable. Every response has an ` +
+	"`X-Request-Id`, which the log of the service has too."
 
-// problems says what each refusal means. Every operation may answer with one of the last, 4XX.
-var problems = map[int]string{
-	404: "There is no such patient or interaction.",
-	409: "The interaction is already amended by another, which the detail names: amend that one instead.",
-	422: "The body can be read but not accepted: errors names every fault of it.",
-	503: "The database cannot be reached, the patient's record stays locked, the time limit of 4 seconds ran out, or too many large pages are on their way. Repeat the request, with the same Idempotency-Key if it writes.",
-	4:   "What cannot be read (400), a write from another web page (403), an unknown path (404), a method that the path does not take (405), a body too large (413) or not application/json (415).",
+// anyClientError documents the status 4XX. The value is that of openapi.ContentUnit.HTTPStatus.
+const anyClientError = 4
+
+// problems has what the document says of each problem.
+var problems = map[int]struct {
+	description string
+	example     *Problem
+}{
+	anyClientError: {
+		description: "The request is malformed (400), from another web site (403), for a path that does not exist (404) " +
+			"or does not support the method (405), too large (413), or not `application/json` (415).",
+		example: newProblem(http.StatusBadRequest, "The body must be one JSON object in UTF-8."),
+	},
+	http.StatusNotFound: {
+		description: "There is no such patient or interaction.",
+		example:     newProblem(http.StatusNotFound, "There is no patient 1."),
+	},
+	http.StatusConflict: {
+		description: "The interaction is already amended; the detail says by which interaction.",
+		example:     newProblem(http.StatusConflict, "Interaction 1 is already amended by interaction 73."),
+	},
+	http.StatusUnprocessableEntity: {
+		description: "Validation failed; `errors` names every faulty field.",
+		example:     validationProblem(FieldError{"notes", "must not be empty"}),
+	},
+	http.StatusServiceUnavailable: {
+		description: "The database does not answer, the patient's record stays locked, or the answer takes longer than 4 " +
+			"seconds. Repeat the request, with its `Idempotency-Key` if it writes.",
+		example: newProblem(http.StatusServiceUnavailable, "The database does not answer at the moment. Repeat the request."),
+	},
 }
 
-// headers says what an answer carries beside its body.
-var headers = map[string]map[string]openapi31.HeaderOrReference{
-	"201": {"Location": {Header: &openapi31.Header{Description: new("The path of the new entry."), Schema: map[string]any{"type": "string"}}}},
-	"503": {"Retry-After": {Header: &openapi31.Header{Description: new("Seconds to wait."), Schema: map[string]any{"type": "integer"}}}},
+// bodyExample is what Swagger UI sends in a POST unless it is edited. Optional fields are left out.
+type bodyExample struct {
+	DoctorID int64  `json:"doctor_id"`
+	Outcome  string `json:"outcome"`
+	Notes    string `json:"notes"`
 }
 
-// examples are the bodies that Swagger UI sends if nothing is edited.
-var examples = map[string]any{
-	"documentInteraction": map[string]any{"doctor_id": 2, "outcome": "healthy", "notes": "No palpitations since the last visit. ECG: sinus rhythm, 68/min. Bisoprolol continued."},
-	"amendInteraction":    map[string]any{"doctor_id": 1, "outcome": "healthy", "notes": "New patient, registration check-up. No complaints. BP 138/82 mmHg, not 128/82 as first written."},
+// bodyExamples has the examples by the id of the operation.
+var bodyExamples = map[string]bodyExample{
+	"documentInteraction": {
+		DoctorID: 2,
+		Outcome:  "healthy",
+		Notes:    "No palpitations since the last visit. ECG: sinus rhythm, 68/min. Bisoprolol continued.",
+	},
+	"amendInteraction": {
+		DoctorID: 1,
+		Outcome:  "healthy",
+		Notes:    "New patient, registration check-up. No complaints. BP 138/82 mmHg, not 128/82 as first written.",
+	},
 }
 
-// newDocument describes the operations in OpenAPI 3.1. It panics where the table contradicts itself, which the first start
-// shows.
-func newDocument(all []operation) json.RawMessage {
+// newDocument returns the OpenAPI document of the operations as JSON. It panics if the operations contradict each
+// other, which shows at the first start.
+func newDocument(operations []operation) []byte {
 	r := openapi31.NewReflector()
-	r.Spec.Info.WithTitle("Patient interactions").WithVersion("1.0.0").WithDescription(intro).WithContact(openapi31.Contact{Name: new("The authors of patient-interactions")}).
-		WithLicense(openapi31.License{Name: "MIT", Identifier: new("MIT")})
-	r.Spec.WithServers(openapi31.Server{URL: "/"}).WithSecurity(map[string][]string{}) // none: what stands in front of the service authenticates
-	r.Spec.WithTags(openapi31.Tag{Name: "patients", Description: new("Find a patient, see the present state and the health over time.")},
-		openapi31.Tag{Name: "interactions", Description: new("Document what was found, read the history, put an entry right.")},
-		openapi31.Tag{Name: "doctors", Description: new("Who documents.")},
-		openapi31.Tag{Name: "service", Description: new("For operators and clients.")})
-	r.AddTypeMapping(Instant{}, time.Time{})                               // a string in the format date-time
-	packages := strings.NewReplacer("PatientInteractions", "", "Main", "") // PageOfMainPatient: PageOfPatient
-	//lint:ignore SA1019 its successor would need a fifth dependency
-	r.InterceptDefName(func(_ reflect.Type, name string) string { return packages.Replace(name) })
-	for _, op := range all {
-		describe(r, op)
+	r.Spec.Info.WithTitle("Patient interactions").WithVersion("1.0.0").WithDescription(intro)
+	r.Spec.Info.WithContact(openapi31.Contact{Name: new("The authors of patient-interactions")})
+	r.Spec.Info.WithLicense(openapi31.License{Name: "MIT", Identifier: new("MIT")})
+	r.Spec.WithServers(openapi31.Server{URL: "/"})
+	r.Spec.WithSecurity(map[string][]string{}) // no authentication
+	r.Spec.WithTags(
+		openapi31.Tag{Name: "patients", Description: new("Find patients and see their health.")},
+		openapi31.Tag{Name: "interactions", Description: new("Document interactions, read the history, and amend it.")},
+		openapi31.Tag{Name: "doctors", Description: new("Who documents interactions.")},
+		openapi31.Tag{Name: "service", Description: new("For operators.")},
+	)
+	//lint:ignore SA1019 its successor needs another dependency
+	r.InterceptDefName(func(t reflect.Type, _ string) string { return schemaName(t) })
+
+	for _, op := range operations {
+		if err := addOperation(r, op); err != nil {
+			panic(fmt.Sprintf("describe %s: %v", op.id, err))
+		}
 	}
 	document, err := r.Spec.MarshalJSON()
-	check("document", err)
+	if err != nil {
+		panic(fmt.Sprintf("encode the OpenAPI document: %v", err))
+	}
 	return document
 }
 
-func check(what string, err error) {
-	if err != nil {
-		panic(what + ": " + err.Error())
+// schemaName returns the name of a type, and PatientPage for Page[main.Patient].
+func schemaName(t reflect.Type) string {
+	outer, inner, isGeneric := strings.Cut(strings.TrimSuffix(t.Name(), "]"), "[")
+	if !isGeneric {
+		return outer
 	}
+	return inner[strings.LastIndexByte(inner, '.')+1:] + outer
 }
 
-func describe(r *openapi31.Reflector, op operation) {
+func addOperation(r *openapi31.Reflector, op operation) error {
 	oc, err := r.NewOperationContext(op.method, op.path)
-	check(op.id, err)
-	o := oc.(openapi31.OperationExposer).Operation().WithID(op.id).WithTags(op.tag).WithSummary(op.summary).WithDescription(op.description)
-	oc.AddReqStructure(op.endpoint.in)
-	oc.AddRespStructure(op.endpoint.out, openapi.WithHTTPStatus(op.answers[0]))
-	for _, status := range append(op.answers[1:], 4) { // 4 stands for 4XX
-		oc.AddRespStructure(Problem{}, func(c *openapi.ContentUnit) {
-			c.HTTPStatus, c.ContentType, c.Description = status, "application/problem+json", problems[status]
-		})
+	if err != nil {
+		return err
 	}
-	check(op.id, r.AddOperation(oc))
-	// What cannot be reflected, where clients and Swagger UI look for it.
-	// By the length of their kind, which is the order path, query, header.
-	slices.SortStableFunc(o.Parameters, func(a, b openapi31.ParameterOrReference) int { return len(a.Parameter.In) - len(b.Parameter.In) })
-	for _, p := range o.Parameters {
+	oc.SetID(op.id)
+	oc.SetTags(op.tag)
+	oc.SetSummary(op.summary)
+	oc.SetDescription(op.description)
+	oc.AddReqStructure(op.endpoint.input)
+	oc.AddRespStructure(op.endpoint.output, openapi.WithHTTPStatus(op.endpoint.status))
+	for _, status := range append(op.problems, anyClientError) {
+		addProblem(oc, status)
+	}
+	if err := r.AddOperation(oc); err != nil {
+		return err
+	}
+
+	// What cannot be said with tags is added afterwards.
+	operation := oc.(openapi31.OperationExposer).Operation()
+	arrangeParameters(operation.Parameters)
+	if operation.RequestBody != nil {
+		operation.RequestBody.RequestBody.WithRequired(true)
+		setExample(operation.RequestBody.RequestBody.Content, "application/json", bodyExamples[op.id])
+	}
+	if op.endpoint.status == http.StatusCreated {
+		created := operation.Responses.MapOfResponseOrReferenceValues[strconv.Itoa(http.StatusCreated)]
+		setHeader(created.Response, "Location", "string", "path of the new interaction")
+	}
+	return nil
+}
+
+func addProblem(oc openapi.OperationContext, status int) {
+	customize := func(content openapi.ContentOrReference) {
+		response := content.(*openapi31.ResponseOrReference).Response
+		response.Description = problems[status].description
+		setExample(response.Content, "application/problem+json", problems[status].example)
+		if status == http.StatusServiceUnavailable {
+			setHeader(response, "Retry-After", "integer", "seconds to wait")
+		}
+	}
+	oc.AddRespStructure(
+		Problem{},
+		openapi.WithHTTPStatus(status),
+		openapi.WithContentType("application/problem+json"),
+		openapi.WithCustomize(customize),
+	)
+}
+
+// arrangeParameters orders parameters by their place: path, query, header. It moves their examples from the schema,
+// where Swagger UI does not look for them.
+func arrangeParameters(parameters []openapi31.ParameterOrReference) {
+	places := []openapi31.ParameterIn{openapi31.ParameterInPath, openapi31.ParameterInQuery, openapi31.ParameterInHeader}
+	slices.SortStableFunc(parameters, func(a, b openapi31.ParameterOrReference) int {
+		return cmp.Compare(slices.Index(places, a.Parameter.In), slices.Index(places, b.Parameter.In))
+	})
+	for _, p := range parameters {
+		delete(p.Parameter.Schema, "description")
 		if examples, ok := p.Parameter.Schema["examples"].([]any); ok {
 			p.Parameter.Example = &examples[0]
-		}
-	}
-	if o.RequestBody != nil {
-		body := o.RequestBody.RequestBody.WithRequired(true)
-		body.Content["application/json"] = openapi31.MediaType{Schema: body.Content["application/json"].Schema, Example: new(examples[op.id])}
-	}
-	for status, answer := range o.Responses.MapOfResponseOrReferenceValues {
-		answer.Response.Headers = headers[status]
-		if code, _ := strconv.Atoi(status); code >= 400 {
-			answer.Response.Content["application/problem+json"] = openapi31.MediaType{Schema: answer.Response.Content["application/problem+json"].Schema,
-				Example: new(any(Problem{Type: "about:blank", Title: http.StatusText(code), Status: code, Detail: problems[code], Errors: map[int][]FieldError{422: {{"notes", "must not be empty"}}}[code]}))}
+			delete(p.Parameter.Schema, "examples")
 		}
 	}
 }
 
-// pagePolicy lets the page of Swagger UI load what this service serves, and run the two scripts and two styles inside of
-// it that have these hashes. They change with swgui's version and settings; a test compares them.
-const pagePolicy = "default-src 'none'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; " +
-	"script-src 'self' 'sha256-f8nHtu9VNwE6XLrjOLLtgQlwWIn4+lHqAAPNFnZmaPU=' 'sha256-76NQo4Y81w6DaChmMj05hKNQFeYEk72iKfijpjLzwxk='; " +
-	"style-src 'self' 'sha256-/9bMfF7o2bA8s86mVvZMwDxEGY8erDaTuv17nSCkaUc=' 'sha256-NtcQ/yK/k2xXK/IBVMVmyRijJYGXUnuP33KsKuc0UPs='"
+func setExample(content map[string]openapi31.MediaType, contentType string, example any) {
+	mediaType := content[contentType]
+	mediaType.Example = &example
+	content[contentType] = mediaType
+}
 
-// swaggerUI serves the document's page from the binary itself, without the box to choose a server, for there is one.
+func setHeader(response *openapi31.Response, name, jsonType, description string) {
+	header := openapi31.Header{Description: &description, Schema: map[string]any{"type": jsonType}}
+	response.WithHeadersItem(name, openapi31.HeaderOrReference{Header: &header})
+}
+
+// pagePolicy is the Content-Security-Policy of the Swagger UI page. It allows what this service serves, and the inline
+// scripts and styles of the page by their hashes. A test compares them with the page.
+const pagePolicy = "default-src 'none'; img-src 'self' data:; connect-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; " +
+	"script-src 'self' 'sha256-f8nHtu9VNwE6XLrjOLLtgQlwWIn4+lHqAAPNFnZmaPU=' " +
+	"'sha256-76NQo4Y81w6DaChmMj05hKNQFeYEk72iKfijpjLzwxk='; " +
+	"style-src 'self' 'sha256-/9bMfF7o2bA8s86mVvZMwDxEGY8erDaTuv17nSCkaUc=' " +
+	"'sha256-NtcQ/yK/k2xXK/IBVMVmyRijJYGXUnuP33KsKuc0UPs='"
+
+// swaggerUI returns the handler of /docs/. All that the page loads is in the binary.
 func swaggerUI() http.Handler {
 	page := v5emb.NewWithConfig(swgui.Config{
 		SettingsUI: map[string]string{"tryItOutEnabled": "true"},
+		// There is only one server, so there is nothing to choose.
 		AppendHead: "<style>.swagger-ui .scheme-container { display: none }</style>",
 	})("Patient interactions", "/openapi.json", "/docs/")
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -1,14 +1,14 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"regexp"
-	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,338 +18,413 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-const maxReads = 4                               // connections, two a core where it was measured: with 8, 16 clients cost 4 % more CPU a page, and waited half as long again at p99
-const maxWrites = 16                             // connections; writes wait for the disk, whose flush then serves several: with 8 they cost 3 % more CPU
-const connectTimeout = 2 * time.Second           // for each host in the URL; one that is silent must leave time for the next
-const statementTimeout = 3500 * time.Millisecond // under requestTimeout, so that PostgreSQL stops first and keeps the connection
-const lockTimeout = 500 * time.Millisecond       // for a patient's row; a write takes milliseconds, so longer means stuck
+const (
+	connectTimeout = 2 * time.Second
 
-// Store is PostgreSQL as the service uses it. Its methods are safe for concurrent use. Their errors are Problems, of status
-// 404 where the patient or interaction is missing and 503 where the database cannot answer now, or defects of ours.
-// Writes have a pool of their own, so that those that wait for a locked patient starve no reader.
-type Store struct{ reads, writes *pgxpool.Pool }
+	// statementTimeout is shorter than answerTimeout, so that PostgreSQL gives up first, which keeps the connection.
+	statementTimeout = 3500 * time.Millisecond
 
-// OpenStore prepares the pools without connecting, so it succeeds while the database is away.
+	// lockTimeout is how long a write waits for other writes of the same patient.
+	lockTimeout = 500 * time.Millisecond
+)
+
+// Store reads and writes the database. Its methods return a Problem if the client should be told what is wrong: 404,
+// 409 or 422 for the request, and 503 if the database cannot answer now. Any other error is a defect.
+type Store struct {
+	pool *pgxpool.Pool
+}
+
+// OpenStore returns a Store for the database at url. It does not connect, so it succeeds while the database is away.
 func OpenStore(ctx context.Context, url string) (*Store, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("read DATABASE_URL: %w", err)
 	}
 	config.ConnConfig.ConnectTimeout = connectTimeout
-	config.ConnConfig.RuntimeParams["timezone"] = "UTC" // for times inside of JSON
-	config.ConnConfig.RuntimeParams["statement_timeout"] = fmt.Sprint(statementTimeout.Milliseconds())
-	config.ConnConfig.RuntimeParams["lock_timeout"] = fmt.Sprint(lockTimeout.Milliseconds())
-	// A host that hangs costs a request its time limit, and no more: pgx would ask it to cancel the statement, which has a time
-	// limit of its own, and wait for its good-bye, 15 seconds that keep the place in the pool from the host in its stead.
-	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
-		if until, _ := ctx.Deadline(); time.Until(until) > connectTimeout {
-			return nil, errors.New("only to cancel a statement")
-		}
-		return new(net.Dialer).DialContext(ctx, network, address)
+	config.ConnConfig.RuntimeParams["statement_timeout"] = milliseconds(statementTimeout)
+	config.ConnConfig.RuntimeParams["lock_timeout"] = milliseconds(lockTimeout)
+	config.ConnConfig.RuntimeParams["datestyle"] = "ISO" // for birth_date::text
+	config.AfterConnect = scanTimesInUTC
+
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("open the connection pool: %w", err)
 	}
-	config.BeforeClose = func(c *pgx.Conn) { c.PgConn().Conn().Close() }
-	forWrites := config.Copy()
-	config.MaxConns, forWrites.MaxConns = maxReads, maxWrites
-	reads, err := pgxpool.NewWithConfig(ctx, config)
-	writes, err2 := pgxpool.NewWithConfig(ctx, forWrites)
-	return &Store{reads, writes}, errors.Join(err, err2)
+	return &Store{pool}, nil
 }
 
-// Close waits for the statements under way.
-func (s *Store) Close() { s.reads.Close(); s.writes.Close() }
-
-// Every statement about one patient compares patient_id, or patients.id, with a parameter, and joins interactions with
-// each other on patient_id as well, so that all of it can run on the one shard where the patient lives.
-
-// CheckReadiness tells whether the database answers and holds the tables.
-func (s *Store) CheckReadiness(ctx context.Context, _ struct{}) (Probe, error) {
-	_, err := collect(ctx, s, s.reads, pgx.RowTo[int64], "SELECT id FROM doctors LIMIT 1")
-	return Probe{"ok"}, err
+func milliseconds(d time.Duration) string {
+	return strconv.FormatInt(d.Milliseconds(), 10)
 }
 
-const doctorsQuery = `SELECT id, name, specialty FROM doctors WHERE true %s ORDER BY name, id LIMIT $1`
-
-// ListDoctors pages through the doctors by name.
-func (s *Store) ListDoctors(ctx context.Context, in Paging) (PageOf[Doctor], error) {
-	f := filter{args: []any{in.Limit + 1}}
-	f.and(in.after() > 0, "(name, id) > (SELECT name, id FROM doctors WHERE id = $%d)", in.after())
-	doctors, err := collect(ctx, s, s.reads, pgx.RowToStructByPos[Doctor], fmt.Sprintf(doctorsQuery, f.where), f.args...)
-	return page(doctors, in.Limit, func(d Doctor) int64 { return d.ID }), err
-}
-
-// The longest page stands in the text, since PostgreSQL makes a plan for each page anew where it knows no bound of them all.
-const patientsQuery = `
-SELECT   p.id, p.name, p.birth_date::text, p.health_status, p.last_interaction_at
-FROM     (SELECT p.* FROM patients p WHERE true %s ORDER BY p.name, p.id LIMIT 1001) p
-ORDER BY p.name, p.id LIMIT $1`
-
-// isCurrent holds for an interaction i of patient $1 that counts: no amendment replaced it, and it strikes out no other.
-// The patient's few amendments are read once, and not for each entry.
-const isCurrent = `i.outcome <> 'entered_in_error'
-    AND i.id NOT IN (SELECT a.amends FROM interactions a WHERE a.patient_id = $1 AND a.amends IS NOT NULL)`
-
-// ListPatients pages through the patients by name.
-func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (PageOf[Patient], error) {
-	f := filter{args: []any{in.Limit + 1}}
-	f.and(in.Search != "", "p.search_name LIKE searchable($%d)", "%"+escapeLike.Replace(in.Search)+"%")
-	f.and(in.HealthStatus != "", "p.health_status = $%d", in.HealthStatus)
-	f.and(in.DoctorID > 0, `p.id IN (SELECT i.patient_id FROM interactions i WHERE i.doctor_id = $%d AND i.outcome <> 'entered_in_error'
-		AND NOT EXISTS (SELECT 1 FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id))`, in.DoctorID)
-	f.and(in.after() > 0, "(p.name, p.id) > (SELECT c.name, c.id FROM patients c WHERE c.id = $%d)", in.after())
-	// A search is planned for its text: the plan for any text, once kept, reads all names.
-	mode := map[bool]any{false: pgx.QueryExecModeCacheStatement, true: pgx.QueryExecModeCacheDescribe}[in.Search != ""]
-	patients, err := collect(ctx, s, s.reads, pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, f.where), append([]any{mode}, f.args...)...)
-	return page(patients, in.Limit, func(p Patient) int64 { return p.ID }), err
-}
-
-// GetPatient returns a patient with the present state.
-func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error) {
-	return one(ctx, s, s.reads, noPatient(in.PatientID), pgx.RowToStructByPos[Patient], fmt.Sprintf(patientsQuery, "AND p.id = $2"), 1, in.PatientID)
-}
-
-// The patient comes first, so that one without such entries is told from none: it is a row of NULLs. The page is cut
-// before that join and the one with doctors, which then cost little; they may leave it in any order.
-const historyQuery = `
-SELECT    h.id, h.patient_id, h.doctor_id, d.name, h.occurred_at, h.recorded_at, h.outcome, h.notes, h.amends, h.amended_by
-FROM      patients p
-LEFT JOIN (
-    SELECT   i.*, %s AS amended_by
-    FROM     interactions i
-    %s
-    WHERE    i.patient_id = $1 %s
-) h ON h.patient_id = p.id
-LEFT JOIN doctors d ON d.id = h.doctor_id
-WHERE     p.id = $1`
-
-// latestFirst cuts a page. It is no part of what reads one entry, or PostgreSQL may look for that in the whole history.
-const latestFirst = ` ORDER BY i.occurred_at DESC, i.id DESC LIMIT $2`
-
-// joinAmendment finds the entry a that replaced i, if any.
-const joinAmendment = `LEFT JOIN interactions a ON a.patient_id = i.patient_id AND a.amends = i.id`
-
-// ListInteractions pages through a patient's history, newest first.
-func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (PageOf[Interaction], error) {
-	f := filter{args: []any{in.PatientID, in.Limit + 1}}
-	f.and(in.Outcome != "", "i.outcome = $%d", in.Outcome)
-	f.and(in.DoctorID > 0, "i.doctor_id = $%d", in.DoctorID)
-	f.and(in.From != nil, "i.occurred_at >= $%d", (*time.Time)(in.From))
-	f.and(in.To != nil, "i.occurred_at < $%d", (*time.Time)(in.To))
-	f.and(in.after() > 0, "(i.occurred_at, i.id) < (SELECT c.occurred_at, c.id FROM interactions c WHERE c.patient_id = $1 AND c.id = $%d)", in.after())
-	query := fmt.Sprintf(historyQuery, "a.id", joinAmendment, f.where+latestFirst)
-	if !in.IncludeAmended { // what is current has no amendment to look for
-		query = fmt.Sprintf(historyQuery, "NULL::bigint", "", "AND "+isCurrent+f.where+latestFirst)
-	}
-	entries, err := collect(ctx, s, s.reads, scanInteraction, query, f.args...)
-	if err == nil && len(entries) == 0 {
-		err = noPatient(in.PatientID)
-	}
-	entries = slices.DeleteFunc(entries, func(i Interaction) bool { return i.ID == 0 })
-	slices.SortFunc(entries, func(i, j Interaction) int { return cmp.Or(j.OccurredAt.Compare(i.OccurredAt), cmp.Compare(j.ID, i.ID)) })
-	return page(entries, in.Limit, func(i Interaction) int64 { return i.ID }), err
-}
-
-// GetInteraction returns any entry of a patient, amended or not.
-func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interaction, error) {
-	i, err := one(ctx, s, s.reads, noPatient(in.PatientID), scanInteraction, fmt.Sprintf(historyQuery, "a.id", joinAmendment, "AND i.id = $2"), in.PatientID, in.InteractionID)
-	if err == nil && i.ID == 0 {
-		err = noInteraction(in.PatientID, in.InteractionID)
-	}
-	return i, err
-}
-
-// A period begins where the outcome is not that of the entry before. Entries are numbered from the newest back, so that the
-// numbers of its first and the next one's tell how many a period holds.
-const timelineQuery = `
-SELECT    p.health_status, coalesce(t.periods, '[]')
-FROM      patients p
-LEFT JOIN (
-    SELECT   patient_id, json_agg(json_build_object('outcome', outcome, 'from', starts, 'to', ends, 'interactions', interactions) ORDER BY n DESC) AS periods
-    FROM     (SELECT patient_id, outcome, n, occurred_at AS starts, lag(occurred_at) OVER w AS ends, n - lag(n, 1, 0::bigint) OVER w AS interactions
-              FROM   (SELECT i.patient_id, i.outcome, i.occurred_at, row_number() OVER w AS n, lead(i.outcome) OVER w IS DISTINCT FROM i.outcome AS begins
-                      FROM   interactions i
-                      WHERE  i.patient_id = $1 AND ` + isCurrent + `
-                      WINDOW w AS (ORDER BY i.occurred_at DESC, i.id DESC)) numbered
-              WHERE  begins
-              WINDOW w AS (ORDER BY n)) period
-    GROUP BY patient_id
-) t ON t.patient_id = p.id
-WHERE     p.id = $1`
-
-// GetTimeline returns a patient's health over time.
-func (s *Store) GetTimeline(ctx context.Context, in PatientPath) (Timeline, error) {
-	return one(ctx, s, s.reads, noPatient(in.PatientID), pgx.RowToStructByPos[Timeline], timelineQuery, in.PatientID)
-}
-
-// The one statement that writes. It inserts nothing where the patient, the doctor or the amended entry is missing, where
-// it would lie before the patient's birth, and where the key is used or the entry amended already.
-const insertQuery = `
-WITH new AS (
-    INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, amends, idempotency_key)
-    SELECT    p.id, d.id, coalesce($4, amended.occurred_at, $5), $7, $8, amended.id, nullif($6, '')
-    FROM      patients p
-    JOIN      doctors d ON d.id = $2
-    LEFT JOIN interactions amended ON amended.patient_id = p.id AND amended.id = $3
-    WHERE     p.id = $1
-      AND     amended.id IS NOT DISTINCT FROM $3
-      AND     ($7::outcome = 'entered_in_error' OR coalesce($4, amended.occurred_at, $5) >= (p.birth_date::timestamp - interval '14 hours') AT TIME ZONE 'UTC')
-    ON CONFLICT DO NOTHING
-    RETURNING *
-)
-SELECT new.id, new.patient_id, d.id, d.name, new.occurred_at, new.recorded_at, new.outcome, new.notes, new.amends, NULL::bigint
-FROM   new JOIN doctors d ON d.id = new.doctor_id`
-
-// obstaclesQuery asks for all that insertQuery may have stumbled over, and for the entry that has the key: what it is, and
-// whether it came of the same request. Its empty message makes it end, as a write does, only when a synchronous standby has
-// all that it saw: PostgreSQL keeps an entry whose wait for the standby was cut short.
-const obstaclesQuery = `
-SELECT    p.birth_date::text, ($7::outcome = 'entered_in_error' OR coalesce($4, amended.occurred_at, $5) >= (p.birth_date::timestamp - interval '14 hours') AT TIME ZONE 'UTC') AS born,
-          d.id IS NOT NULL AS doctor_exists, amended.id IS NOT NULL AS amended_exists, later.id AS amended_by,
-          i.doctor_id = $2 AND i.amends IS NOT DISTINCT FROM $3 AND coalesce(i.occurred_at = $4, true) AND i.outcome = $7 AND i.notes = $8 AS same,
-          CASE WHEN i.id IS NOT NULL THEN jsonb_build_object(
-              'id', i.id, 'patient_id', i.patient_id, 'doctor', jsonb_build_object('id', by.id, 'name', by.name), 'occurred_at', i.occurred_at,
-              'recorded_at', i.recorded_at, 'outcome', i.outcome, 'notes', i.notes, 'amends', i.amends, 'amended_by', a.id) END AS made
-FROM      patients p
-LEFT JOIN doctors d            ON d.id = $2
-LEFT JOIN interactions amended ON amended.patient_id = p.id AND amended.id = $3
-LEFT JOIN interactions later   ON later.patient_id = p.id AND later.amends = $3
-LEFT JOIN interactions i       ON i.patient_id = p.id AND i.idempotency_key = $6
-LEFT JOIN interactions a       ON a.patient_id = i.patient_id AND a.amends = i.id
-LEFT JOIN doctors by           ON by.id = i.doctor_id
-WHERE     p.id = $1 AND pg_logical_emit_message(true, '', '') IS NOT NULL`
-
-type obstacles struct {
-	BirthDate                         string
-	Born, DoctorExists, AmendedExists bool
-	AmendedBy                         *int64
-	Same                              *bool
-	Made                              *Interaction
-}
-
-// DocumentInteraction records an interaction.
-func (s *Store) DocumentInteraction(ctx context.Context, in NewInteraction) (Interaction, error) {
-	return s.record(ctx, in.PatientID, nil, in.Outcome, in.Entry)
-}
-
-// AmendInteraction records an interaction that replaces an earlier one.
-func (s *Store) AmendInteraction(ctx context.Context, in NewAmendment) (Interaction, error) {
-	return s.record(ctx, in.PatientID, &in.InteractionID, in.Outcome, in.Entry)
-}
-
-func (s *Store) record(ctx context.Context, patientID int64, amends *int64, outcome string, e Entry) (none Interaction, err error) {
-	args := []any{patientID, e.DoctorID, amends, (*time.Time)(e.OccurredAt), time.Now(), e.IdempotencyKey, outcome, string(e.Notes)}
-	made, err := one(ctx, s, s.writes, pgx.ErrNoRows, scanInteraction, insertQuery, args...)
-	if !errors.Is(err, pgx.ErrNoRows) {
-		return made, err
-	}
-	o, err := one(ctx, s, s.writes, noPatient(patientID), pgx.RowToStructByPos[obstacles], obstaclesQuery, args...)
-	switch {
-	case err != nil:
-		return none, err
-	case o.Made != nil && *o.Same:
-		return *o.Made, nil
-	case o.Made != nil:
-		return none, invalid().add(422, "Idempotency-Key", fmt.Errorf("was used for another request, which made interaction %d: choose a new key", o.Made.ID))
-	case amends != nil && !o.AmendedExists:
-		return none, noInteraction(patientID, *amends)
-	case o.AmendedBy != nil:
-		return none, refuse(409, fmt.Sprintf("Interaction %d is already amended by interaction %d: amend that one instead.", *amends, *o.AmendedBy))
-	case o.DoctorExists && o.Born:
-		return none, refuse(503, "The record changed meanwhile: repeat the request.")
-	}
-	faults := invalid()
-	if !o.DoctorExists {
-		faults.add(422, "doctor_id", fmt.Errorf("there is no doctor %d", e.DoctorID))
-	}
-	if !o.Born {
-		faults.add(422, "occurred_at", fmt.Errorf("must not be before the patient's birth date, %s", o.BirthDate))
-	}
-	return none, faults
-}
-
-func noPatient(id int64) *Problem { return refuse(404, fmt.Sprintf("There is no patient %d.", id)) }
-func noInteraction(patientID, id int64) *Problem {
-	return refuse(404, fmt.Sprintf("Patient %d has no interaction %d.", patientID, id))
-}
-
-// filter collects the conditions of a WHERE clause with their parameters, after those that the statement has anyway.
-type filter struct {
-	where string
-	args  []any
-}
-
-// and adds a condition, whose %d is the number of its parameter, if it is given.
-func (f *filter) and(given bool, condition string, value any) {
-	if given {
-		f.args = append(f.args, value)
-		f.where += fmt.Sprintf(" AND "+condition, len(f.args))
-	}
-}
-
-// escapeLike makes the wildcards of LIKE plain characters.
-var escapeLike = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
-
-// page cuts the item beyond the limit off, which tells that there is a next page.
-func page[T any](items []T, limit int64, id func(T) int64) PageOf[T] {
-	if int64(len(items)) <= limit {
-		return PageOf[T]{Items: items}
-	}
-	return PageOf[T]{Items: items[:limit], NextCursor: new(fmt.Sprint(id(items[limit-1])))}
-}
-
-// one returns the one row, or missing where there is none.
-func one[T any](ctx context.Context, s *Store, pool *pgxpool.Pool, missing error, scan pgx.RowToFunc[T], query string, args ...any) (T, error) {
-	rows, _ := pool.Query(ctx, query, args...) // its error is that of the rows as well
-	item, err := pgx.CollectOneRow(rows, scan)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return item, missing
-	}
-	return item, s.explain(err)
-}
-
-// ScanTimestamptz reads an Instant from a column. It refuses PostgreSQL's infinity, which has no form in JSON.
-func (i *Instant) ScanTimestamptz(v pgtype.Timestamptz) error {
-	if v.InfinityModifier != pgtype.Finite {
-		return errors.New("a time in the database is infinite")
-	}
-	*i = Instant(v.Time)
+// scanTimesInUTC replaces pgx's default, which is the local time zone.
+func scanTimesInUTC(_ context.Context, conn *pgx.Conn) error {
+	conn.TypeMap().RegisterType(&pgtype.Type{
+		Name:  "timestamptz",
+		OID:   pgtype.TimestamptzOID,
+		Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC},
+	})
 	return nil
 }
 
-// scanInteraction leaves the interaction zero where the row is a patient without one.
-func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
-	if row.RawValues()[0] != nil {
-		err = row.Scan(&i.ID, &i.PatientID, &i.Doctor.ID, &i.Doctor.Name, &i.OccurredAt, &i.RecordedAt, &i.Outcome, &i.Notes, &i.Amends, &i.AmendedBy)
+// Close closes the connections once they are idle.
+func (s *Store) Close() {
+	s.pool.Close()
+}
+
+// CheckReadiness returns an error unless the database answers and has the tables.
+func (s *Store) CheckReadiness(ctx context.Context, _ struct{}) (Health, error) {
+	if _, err := s.pool.Exec(ctx, "SELECT 1 FROM interactions LIMIT 1"); err != nil {
+		return Health{}, unavailable("The database does not answer, or it has no tables for the service's role.", err)
 	}
+	return Health{"ok"}, nil
+}
+
+// Statements about one patient compare patient_id, or patients.id, with a parameter. A distributed PostgreSQL can
+// then run them on the node that has the patient.
+
+// ListDoctors returns a page of the doctors, ordered by name.
+func (s *Store) ListDoctors(ctx context.Context, in Paging) (Page[Doctor], error) {
+	query := "SELECT id, name, specialty FROM doctors"
+	args := pgx.NamedArgs{}
+	if in.Cursor != "" {
+		query += " WHERE (name, id) > (SELECT name, id FROM doctors WHERE id = @cursor)"
+		args["cursor"] = in.Cursor
+	}
+	query += " ORDER BY name, id" + limit(in)
+
+	doctors, err := collect(ctx, s, pgx.RowToStructByPos[Doctor], query, args)
+	return newPage(doctors, in.Limit, func(d Doctor) int64 { return d.ID }), err
+}
+
+const selectPatients = `
+	SELECT p.id, p.name, p.birth_date::text, p.health_status, p.last_interaction_at
+	FROM   patients p
+	WHERE  true`
+
+// ListPatients returns a page of the patients that match the filter, ordered by name.
+func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (Page[Patient], error) {
+	query := selectPatients
+	args := pgx.NamedArgs{}
+	for i, word := range strings.Fields(in.Search) {
+		name := fmt.Sprint("word", i)
+		query += " AND p.search_name LIKE searchable(@" + name + ")"
+		args[name] = "%" + escapeLike.Replace(word) + "%"
+	}
+	if in.HealthStatus != "" {
+		query += " AND p.health_status = @health_status"
+		args["health_status"] = in.HealthStatus
+	}
+	if in.DoctorID != 0 {
+		query += ` AND EXISTS (
+			SELECT 1 FROM current_interactions i WHERE i.patient_id = p.id AND i.doctor_id = @doctor_id)`
+		args["doctor_id"] = in.DoctorID
+	}
+	if in.Cursor != "" {
+		query += " AND (p.name, p.id) > (SELECT c.name, c.id FROM patients c WHERE c.id = @cursor)"
+		args["cursor"] = in.Cursor
+	}
+	query += " ORDER BY p.name, p.id" + limit(in.Paging)
+
+	// A search is planned for its words: the plan for any words would read all names.
+	mode := pgx.QueryExecModeCacheStatement
+	if in.Search != "" {
+		mode = pgx.QueryExecModeCacheDescribe
+	}
+	patients, err := collect(ctx, s, pgx.RowToStructByPos[Patient], query, mode, args)
+	return newPage(patients, in.Limit, func(p Patient) int64 { return p.ID }), err
+}
+
+// escapeLike makes the wildcards of LIKE ordinary characters.
+var escapeLike = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
+
+// GetPatient returns a patient.
+func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error) {
+	query := selectPatients + " AND p.id = @patient_id"
+	args := pgx.NamedArgs{"patient_id": in.PatientID}
+
+	patients, err := collect(ctx, s, pgx.RowToStructByPos[Patient], query, args)
+	if err != nil {
+		return Patient{}, err
+	}
+	if len(patients) == 0 {
+		return Patient{}, noPatient(in.PatientID)
+	}
+	return patients[0], nil
+}
+
+// selectInteractions reads interactions from a view, or from what an INSERT returned.
+const selectInteractions = `
+	SELECT i.id, i.patient_id, d.id, d.name, i.occurred_at, i.recorded_at, i.outcome, i.notes, i.amends, i.amended_by
+	FROM   %s i
+	JOIN   doctors d ON d.id = i.doctor_id
+	WHERE  i.patient_id = @patient_id`
+
+func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
+	err = row.Scan(&i.ID, &i.PatientID, &i.Doctor.ID, &i.Doctor.Name, &i.OccurredAt, &i.RecordedAt, &i.Outcome, &i.Notes,
+		&i.Amends, &i.AmendedBy)
 	return i, err
 }
 
-func collect[T any](ctx context.Context, s *Store, pool *pgxpool.Pool, scan pgx.RowToFunc[T], query string, args ...any) ([]T, error) {
-	rows, _ := pool.Query(ctx, query, args...)                 // its error is that of the rows as well
-	items, err := pgx.AppendRows(make([]T, 0, 64), rows, scan) // room for a page of the default size
-	return items, s.explain(err)
+// ListInteractions returns a page of a patient's interactions that match the filter, the latest first.
+func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Page[Interaction], error) {
+	view := "current_interactions"
+	if in.IncludeAmended {
+		view = "all_interactions"
+	}
+	query := fmt.Sprintf(selectInteractions, view)
+	args := pgx.NamedArgs{"patient_id": in.PatientID}
+	if in.Outcome != "" {
+		query += " AND i.outcome = @outcome"
+		args["outcome"] = in.Outcome
+	}
+	if in.DoctorID != 0 {
+		query += " AND i.doctor_id = @doctor_id"
+		args["doctor_id"] = in.DoctorID
+	}
+	if in.From != nil {
+		query += " AND i.occurred_at >= @from"
+		args["from"] = in.From
+	}
+	if in.To != nil {
+		query += " AND i.occurred_at < @to"
+		args["to"] = in.To
+	}
+	if in.Cursor != "" {
+		query += ` AND (i.occurred_at, i.id) < (
+			SELECT c.occurred_at, c.id FROM interactions c WHERE c.patient_id = @patient_id AND c.id = @cursor)`
+		args["cursor"] = in.Cursor
+	}
+	query += " ORDER BY i.occurred_at DESC, i.id DESC" + limit(in.Paging)
+
+	interactions, err := collect(ctx, s, scanInteraction, query, args)
+	if err == nil && len(interactions) == 0 {
+		_, err = s.GetPatient(ctx, in.PatientPath) // is there such a patient?
+	}
+	return newPage(interactions, in.Limit, func(i Interaction) int64 { return i.ID }), err
 }
 
-// passing matches the codes, of PostgreSQL's appendix A, of what passes: no connection, no resources, a shut-down, a
-// statement that took too long, a lock that another holds, and a primary that became a standby.
-var passing = regexp.MustCompile(`^(08|53|57|25006|55P03|40001|40P01)`)
+// GetInteraction returns an interaction, whether it is current or not.
+func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interaction, error) {
+	query := fmt.Sprintf(selectInteractions, "all_interactions") + " AND i.id = @id"
+	args := pgx.NamedArgs{"patient_id": in.PatientID, "id": in.InteractionID}
 
-// explain tells a database that cannot answer now from a defect of ours.
-func (s *Store) explain(err error) error {
-	_, connect := errors.AsType[*pgconn.ConnectError](err)
-	_, network := errors.AsType[*net.OpError](err)
-	reported := new(pgconn.PgError) // without a code where the server reports nothing
-	errors.As(err, &reported)
+	interactions, err := collect(ctx, s, scanInteraction, query, args)
+	if err != nil {
+		return Interaction{}, err
+	}
+	if len(interactions) == 0 {
+		detail := fmt.Sprintf("There is no interaction %d of a patient %d.", in.InteractionID, in.PatientID)
+		return Interaction{}, newProblem(http.StatusNotFound, detail)
+	}
+	return interactions[0], nil
+}
+
+// selectPeriods numbers the interactions twice: all of them, and those with the same outcome. The difference stays
+// the same within a period.
+const selectPeriods = `
+	SELECT   outcome,
+	         min(occurred_at) AS "from",
+	         lead(min(occurred_at)) OVER (ORDER BY min(number)) AS "to",
+	         count(*) AS interactions
+	FROM     (
+		SELECT outcome,
+		       occurred_at,
+		       row_number() OVER (ORDER BY occurred_at, id) AS number,
+		       row_number() OVER (PARTITION BY outcome ORDER BY occurred_at, id) AS number_in_outcome
+		FROM   current_interactions
+		WHERE  patient_id = @patient_id
+	) numbered
+	GROUP BY outcome, number - number_in_outcome
+	ORDER BY min(number)`
+
+// GetTimeline returns a patient's health over time.
+func (s *Store) GetTimeline(ctx context.Context, in PatientPath) (Timeline, error) {
+	args := pgx.NamedArgs{"patient_id": in.PatientID}
+	periods, err := collect(ctx, s, pgx.RowToStructByPos[Period], selectPeriods, args)
+	if err != nil {
+		return Timeline{}, err
+	}
+	if len(periods) == 0 {
+		_, err := s.GetPatient(ctx, in) // is there such a patient?
+		return Timeline{HealthStatus: "unknown", Items: periods}, err
+	}
+	return Timeline{HealthStatus: periods[len(periods)-1].Outcome, Items: periods}, nil
+}
+
+// DocumentInteraction adds an interaction to a patient's history.
+func (s *Store) DocumentInteraction(ctx context.Context, in NewInteraction) (Interaction, error) {
+	return s.insert(ctx, newRow{
+		patientID:      in.PatientID,
+		doctorID:       in.DoctorID,
+		outcome:        in.Outcome,
+		notes:          in.Notes,
+		occurredAt:     in.OccurredAt,
+		idempotencyKey: in.IdempotencyKey.Key,
+	})
+}
+
+// AmendInteraction adds an interaction that replaces an earlier one.
+func (s *Store) AmendInteraction(ctx context.Context, in NewAmendment) (Interaction, error) {
+	amended, err := s.GetInteraction(ctx, in.InteractionPath)
+	if err != nil {
+		return Interaction{}, err
+	}
+	return s.insert(ctx, newRow{
+		patientID:         in.PatientID,
+		doctorID:          in.DoctorID,
+		outcome:           in.Outcome,
+		notes:             in.Notes,
+		occurredAt:        in.OccurredAt,
+		defaultOccurredAt: &amended.OccurredAt,
+		amends:            &amended.ID,
+		idempotencyKey:    in.IdempotencyKey.Key,
+	})
+}
+
+// newRow is a row to insert into interactions, as a request asks for it.
+type newRow struct {
+	patientID         int64
+	doctorID          int64
+	outcome           string
+	notes             string
+	occurredAt        *time.Time // nil if the request does not say
+	defaultOccurredAt *time.Time // nil for now
+	amends            *int64
+	idempotencyKey    string
+}
+
+var insertInteraction = `
+	WITH new AS (
+		INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, amends, idempotency_key)
+		VALUES (@patient_id, @doctor_id, coalesce(@occurred_at, @default_occurred_at, now()), @outcome, @notes, @amends,
+		        nullif(@idempotency_key, ''))
+		RETURNING *, NULL::bigint AS amended_by
+	)` + fmt.Sprintf(selectInteractions, "new")
+
+// insert inserts a row and returns the new interaction. If the request is repeated, it returns that of the first
+// time. The database has the rules: the name of the one that the row violates decides what the client is told.
+func (s *Store) insert(ctx context.Context, row newRow) (Interaction, error) {
+	args := pgx.NamedArgs{
+		"patient_id":          row.patientID,
+		"doctor_id":           row.doctorID,
+		"occurred_at":         row.occurredAt,
+		"default_occurred_at": row.defaultOccurredAt,
+		"outcome":             row.outcome,
+		"notes":               row.notes,
+		"amends":              row.amends,
+		"idempotency_key":     row.idempotencyKey,
+	}
+	created, err := collect(ctx, s, scanInteraction, insertInteraction, args)
 	switch {
 	case err == nil:
-		return nil
-	case reported.Code == "42P01", reported.Code == "22023", reported.Code == "42501": // no table, no role, no right
-		return &Problem{Status: 503, Detail: "The database has no tables for this role: load schema.sql with psql, and take on the role that it makes.", cause: err}
-	case reported.Code == "25006": // all connections stay with the old primary
-		s.reads.Reset()
-		s.writes.Reset()
-	case passing.MatchString(reported.Code), connect, network, errors.Is(err, pgconn.ErrConnClosed), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.DeadlineExceeded):
+		return created[0], nil
+	case violates(err, "interactions_patient"):
+		return Interaction{}, noPatient(row.patientID)
+	case violates(err, "interactions_doctor"):
+		return Interaction{}, validationProblem(FieldError{"doctor_id", "must be the id of a doctor"})
+	case violates(err, "occurred_at_not_before_birth"), violates(err, "occurred_at_has_four_digit_year"):
+		return Interaction{}, validationProblem(FieldError{"occurred_at", "must not be before the patient's birth date"})
+	case violates(err, "interactions_idempotency_key"), violates(err, "interactions_amended_once"):
+		return s.resolveConflict(ctx, row)
 	default:
-		return fmt.Errorf("query the database: %w", err)
+		return Interaction{}, err
 	}
-	return &Problem{Status: 503, Detail: "The database cannot answer right now: repeat the request in a moment.", cause: err}
+}
+
+// resolveConflict handles a row whose key was used before, or whose amended interaction was amended before. A repeated
+// amendment is both.
+func (s *Store) resolveConflict(ctx context.Context, row newRow) (Interaction, error) {
+	if row.idempotencyKey != "" {
+		query := fmt.Sprintf(selectInteractions, "all_interactions") + " AND i.idempotency_key = @key"
+		args := pgx.NamedArgs{"patient_id": row.patientID, "key": row.idempotencyKey}
+		found, err := collect(ctx, s, scanInteraction, query, args)
+		if err != nil {
+			return Interaction{}, err
+		}
+		if len(found) > 0 && row.describes(found[0]) {
+			return found[0], nil
+		}
+		if len(found) > 0 {
+			return Interaction{}, validationProblem(FieldError{"Idempotency-Key", "was used for another request"})
+		}
+	}
+
+	amended, err := s.GetInteraction(ctx, InteractionPath{PatientPath{row.patientID}, *row.amends})
+	if err != nil {
+		return Interaction{}, err
+	}
+	detail := fmt.Sprintf("Interaction %d is already amended by interaction %d. Amend that one instead.",
+		amended.ID, *amended.AmendedBy)
+	return Interaction{}, newProblem(http.StatusConflict, detail)
+}
+
+// describes reports whether the interaction is what the row asks for. A time that the request does not say is not
+// compared.
+func (row newRow) describes(i Interaction) bool {
+	sameTime := row.occurredAt == nil || row.occurredAt.Equal(i.OccurredAt)
+	sameAmended := row.amends == nil && i.Amends == nil ||
+		row.amends != nil && i.Amends != nil && *row.amends == *i.Amends
+	return sameTime && sameAmended && row.doctorID == i.Doctor.ID && row.outcome == i.Outcome && row.notes == i.Notes
+}
+
+func noPatient(id int64) *Problem {
+	return newProblem(http.StatusNotFound, fmt.Sprintf("There is no patient %d.", id))
+}
+
+// limit asks for one item more than the page has, which tells whether there is a next page. The number is in the text
+// of the statement and not a parameter, because PostgreSQL plans a statement once for a number that it knows.
+func limit(in Paging) string {
+	return fmt.Sprintf(" LIMIT %d", in.Limit+1)
+}
+
+// newPage returns the first items as a page, whose cursor is the id of its last item if there are more items.
+func newPage[T any](items []T, limit int64, id func(T) int64) Page[T] {
+	if int64(len(items)) <= limit {
+		return Page[T]{Items: items}
+	}
+	items = items[:limit]
+	cursor := strconv.FormatInt(id(items[limit-1]), 10)
+	return Page[T]{Items: items, NextCursor: &cursor}
+}
+
+// collect returns the rows of a query.
+func collect[T any](ctx context.Context, s *Store, scan pgx.RowToFunc[T], query string, args ...any) ([]T, error) {
+	rows, _ := s.pool.Query(ctx, query, args...) // CollectRows returns its error too
+	items, err := pgx.CollectRows(rows, scan)
+	if err != nil && isTemporary(err) {
+		return nil, unavailable("The database does not answer at the moment. Repeat the request.", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("query the database: %w", err)
+	}
+	return items, nil
+}
+
+// violates reports whether err says that a row violates a constraint or a unique index. It looks for the name in the
+// message, because Citus, a distributed PostgreSQL, reports it nowhere else.
+func violates(err error, constraint string) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && strings.Contains(pgErr.Message, constraint)
+}
+
+// temporaryCodes are the SQLSTATEs of errors that pass: connections, resources, shut-down or time limit, I/O, a
+// standby, a lock that is not available, a serialization failure, a deadlock.
+var temporaryCodes = regexp.MustCompile(`^(08|53|57|58|25006|55P03|40001|40P01)`)
+
+// isTemporary reports whether err means that the database cannot answer now.
+func isTemporary(err error) bool {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && temporaryCodes.MatchString(pgErr.Code) {
+		return true
+	}
+	_, isConnectError := errors.AsType[*pgconn.ConnectError](err)
+	_, isNetworkError := errors.AsType[*net.OpError](err)
+	return isConnectError || isNetworkError ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded)
+}
+
+func unavailable(detail string, cause error) *Problem {
+	p := newProblem(http.StatusServiceUnavailable, detail)
+	p.cause = cause
+	return p
 }
