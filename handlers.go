@@ -30,6 +30,9 @@ const (
 	// maxBodyBytes leaves room for the longest notes, with every character escaped.
 	maxBodyBytes = 128 << 10
 
+	// maxAhead is how far in the future an interaction can be, because clocks differ.
+	maxAhead = 5 * time.Minute
+
 	// statusClientGone is logged if the client has disconnected before the answer. nginx introduced it.
 	statusClientGone = 499
 )
@@ -43,7 +46,7 @@ type operation struct {
 	summary     string
 	description string
 	endpoint    endpoint
-	problems    []int // the statuses of its own problems, beside those of every request
+	problems    []int // statuses of the errors that the document lists one by one
 }
 
 func newOperations(store *Store) []operation {
@@ -54,8 +57,8 @@ func newOperations(store *Store) []operation {
 			id:          "listPatients",
 			tag:         "patients",
 			summary:     "Find patients",
-			description: "Ordered by name. `search` finds the names that contain all of its words, ignoring case and accents.",
-			endpoint:    read(store.ListPatients),
+			description: "Ordered by name. `search` finds names that contain all its words, ignoring case and accents.",
+			endpoint:    handle(200, store.ListPatients),
 			problems:    []int{422, 503},
 		},
 		{
@@ -64,8 +67,8 @@ func newOperations(store *Store) []operation {
 			id:          "getPatient",
 			tag:         "patients",
 			summary:     "See a patient's health status",
-			description: "It is the outcome of the current interaction that occurred last, or `unknown` if there is none.",
-			endpoint:    read(store.GetPatient),
+			description: "It is the outcome of the current interaction that occurred last, or `unknown` without one.",
+			endpoint:    handle(200, store.GetPatient),
 			problems:    []int{404, 422, 503},
 		},
 		{
@@ -75,7 +78,7 @@ func newOperations(store *Store) []operation {
 			tag:         "patients",
 			summary:     "See a patient's health over time",
 			description: "Consecutive current interactions with the same outcome form one period.",
-			endpoint:    read(store.GetTimeline),
+			endpoint:    handle(200, store.GetTimeline),
 			problems:    []int{404, 422, 503},
 		},
 		{
@@ -84,9 +87,9 @@ func newOperations(store *Store) []operation {
 			id:      "listInteractions",
 			tag:     "interactions",
 			summary: "Read a patient's history",
-			description: "Latest `occurred_at` first. It has the current interactions: neither amended nor entered in error. " +
-				"With `include_amended` it has all.",
-			endpoint: read(store.ListInteractions),
+			description: "Latest first. Only current interactions, neither amended nor entered in error, unless " +
+				"`include_amended` is true.",
+			endpoint: handle(200, store.ListInteractions),
 			problems: []int{404, 422, 503},
 		},
 		{
@@ -95,9 +98,9 @@ func newOperations(store *Store) []operation {
 			id:      "documentInteraction",
 			tag:     "interactions",
 			summary: "Document an interaction",
-			description: "`occurred_at` is now by default. It is at most 5 minutes in the future, and not before the birth " +
-				"date. " + retries,
-			endpoint: create(store.DocumentInteraction),
+			description: "`occurred_at` is the current time by default. It is at most 5 minutes in the future and " +
+				"not before the birth date. " + retries,
+			endpoint: handle(201, store.DocumentInteraction),
 			problems: []int{404, 422, 503},
 		},
 		{
@@ -107,7 +110,7 @@ func newOperations(store *Store) []operation {
 			tag:         "interactions",
 			summary:     "Read an interaction",
 			description: "Any interaction of the patient, amended or not.",
-			endpoint:    read(store.GetInteraction),
+			endpoint:    handle(200, store.GetInteraction),
 			problems:    []int{404, 422, 503},
 		},
 		{
@@ -116,10 +119,10 @@ func newOperations(store *Store) []operation {
 			id:      "amendInteraction",
 			tag:     "interactions",
 			summary: "Amend an interaction",
-			description: "Replaces an interaction, which stays readable. The outcome `entered_in_error` strikes it from the " +
-				"record. `occurred_at` stays the same by default. An interaction can be amended once; amend the amendment " +
-				"to change it again. " + retries,
-			endpoint: create(store.AmendInteraction),
+			description: "Replaces an interaction, which stays readable. The outcome `entered_in_error` strikes it " +
+				"from the record. `occurred_at` stays the same by default. An interaction can be amended once; to " +
+				"change it again, amend the amendment. " + retries,
+			endpoint: handle(201, store.AmendInteraction),
 			problems: []int{404, 409, 422, 503},
 		},
 		{
@@ -129,7 +132,7 @@ func newOperations(store *Store) []operation {
 			tag:         "doctors",
 			summary:     "List the doctors",
 			description: "Ordered by name.",
-			endpoint:    read(store.ListDoctors),
+			endpoint:    handle(200, store.ListDoctors),
 			problems:    []int{422, 503},
 		},
 		{
@@ -139,7 +142,7 @@ func newOperations(store *Store) []operation {
 			tag:         "service",
 			summary:     "Is the service running?",
 			description: "Whether the database answers or not.",
-			endpoint:    read(checkLiveness),
+			endpoint:    handle(200, checkLiveness),
 		},
 		{
 			method:      "GET",
@@ -148,13 +151,13 @@ func newOperations(store *Store) []operation {
 			tag:         "service",
 			summary:     "Can the service answer requests?",
 			description: "The database answers and has the tables.",
-			endpoint:    read(store.CheckReadiness),
+			endpoint:    handle(200, store.CheckReadiness),
 			problems:    []int{503},
 		},
 	}
 }
 
-const retries = "Repeat a request with the same `Idempotency-Key` to get the interaction that it created the first time."
+const retries = "A request that is repeated with its `Idempotency-Key` returns the interaction created the first time."
 
 func checkLiveness(context.Context, struct{}) (Health, error) {
 	return Health{"ok"}, nil
@@ -163,36 +166,32 @@ func checkLiveness(context.Context, struct{}) (Health, error) {
 // newHandler returns the handler of the whole service.
 func newHandler(store *Store, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
-	allowed := map[string][]string{
-		"/{$}":          {"GET", "HEAD"},
-		"/docs/":        {"GET", "HEAD"},
-		"/openapi.json": {"GET", "HEAD"},
+	methods := map[string][]string{} // by path
+	register := func(method, path string, handler http.Handler) {
+		mux.Handle(method+" "+path, handler)
+		methods[path] = append(methods[path], method)
 	}
 
 	operations := newOperations(store)
 	for _, op := range operations {
-		mux.HandleFunc(op.method+" "+op.path, func(w http.ResponseWriter, r *http.Request) {
+		register(op.method, op.path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if err := op.endpoint.serve(w, r); err != nil {
 				writeProblem(w, r, log, err)
 			}
-		})
-		allowed[op.path] = append(allowed[op.path], op.method)
-		if op.method == "GET" {
-			allowed[op.path] = append(allowed[op.path], "HEAD")
-		}
+		}))
 	}
-
 	document := newDocument(operations)
-	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, r *http.Request) {
+	register("GET", "/openapi.json", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		writeBody(w, http.StatusOK, "application/json", document)
-	})
-	mux.Handle("GET /docs/", swaggerUI())
-	mux.Handle("GET /{$}", http.RedirectHandler("/docs/", http.StatusFound))
+	}))
+	register("GET", "/docs/", swaggerUI())
+	register("GET", "/{$}", http.RedirectHandler("/docs/", http.StatusFound))
 
-	// The mux prefers more specific patterns, so these serve what is left over.
-	for path, methods := range allowed {
+	// The mux prefers the patterns above, because what follows is less specific.
+	for path, allowed := range methods {
+		allow := strings.ReplaceAll(strings.Join(allowed, ", "), "GET", "GET, HEAD")
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Allow", strings.Join(methods, ", "))
+			w.Header().Set("Allow", allow)
 			writeProblem(w, r, log, newProblem(http.StatusMethodNotAllowed, "This path does not support the method."))
 		})
 	}
@@ -224,7 +223,7 @@ func middleware(next http.Handler, log *slog.Logger) http.Handler {
 		}()
 
 		if err := crossOrigin.Check(r); err != nil {
-			writeProblem(recorder, r, log, newProblem(http.StatusForbidden, "Requests from other web sites are refused."))
+			writeProblem(recorder, r, log, newProblem(http.StatusForbidden, "Another web site cannot write here."))
 			return
 		}
 		next.ServeHTTP(recorder, r)
@@ -242,8 +241,8 @@ func (w *statusRecorder) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// endpoint is what an operation does: serve answers a request, or returns an error. The input is a zero value of the
-// type that a request is decoded into, and the output one of the type of the answer.
+// endpoint is what an operation does. The input is a zero value of the type that a request is decoded into, the output
+// one of the type that is answered.
 type endpoint struct {
 	input  any
 	output any
@@ -251,57 +250,37 @@ type endpoint struct {
 	serve  func(w http.ResponseWriter, r *http.Request) error
 }
 
-// read returns an endpoint that answers with what query returns.
-func read[In, Out any](query func(context.Context, In) (Out, error)) endpoint {
-	var input In
-	var output Out
-	fields := fieldsOf(input)
+// handle returns an endpoint that answers with the status and what operate returns, and also with the path of an
+// interaction that is created.
+func handle[In, Out any](status int, operate func(context.Context, In) (Out, error)) endpoint {
+	var zeroInput In
+	var zeroOutput Out
+	fields := fieldsOf(zeroInput)
+
 	serve := func(w http.ResponseWriter, r *http.Request) error {
-		out, err := call(w, r, fields, query)
+		var input In
+		if err := decode(w, r, fields, &input); err != nil {
+			return err
+		}
+		// The time limit starts only now, because long notes can take a while to arrive.
+		ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+		defer cancel()
+		output, err := operate(ctx, input)
 		if err != nil {
 			return err
 		}
-		return writeJSON(w, http.StatusOK, out)
-	}
-	return endpoint{input: input, output: output, status: http.StatusOK, serve: serve}
-}
 
-// create returns an endpoint that answers with the interaction that insert returns, and with its path.
-func create[In any](insert func(context.Context, In) (Interaction, error)) endpoint {
-	var input In
-	fields := fieldsOf(input)
-	serve := func(w http.ResponseWriter, r *http.Request) error {
-		created, err := call(w, r, fields, insert)
+		body, err := json.Marshal(output)
 		if err != nil {
-			return err
+			return fmt.Errorf("encode the answer: %w", err)
 		}
-		w.Header().Set("Location", fmt.Sprintf("/patients/%d/interactions/%d", created.PatientID, created.ID))
-		return writeJSON(w, http.StatusCreated, created)
+		if created, ok := any(output).(Interaction); ok && status == http.StatusCreated {
+			w.Header().Set("Location", fmt.Sprintf("/patients/%d/interactions/%d", created.PatientID, created.ID))
+		}
+		writeBody(w, status, "application/json", body)
+		return nil
 	}
-	return endpoint{input: input, output: Interaction{}, status: http.StatusCreated, serve: serve}
-}
-
-// call decodes the request and calls f with it. The time limit starts once the request has been read, because long
-// notes can take a while to arrive.
-func call[In, Out any](
-	w http.ResponseWriter, r *http.Request, fields []field, f func(context.Context, In) (Out, error),
-) (out Out, err error) {
-	var in In
-	if err := decode(w, r, fields, &in); err != nil {
-		return out, err
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
-	defer cancel()
-	return f(ctx, in)
-}
-
-func writeJSON(w http.ResponseWriter, status int, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("encode the answer: %w", err)
-	}
-	writeBody(w, status, "application/json", body)
-	return nil
+	return endpoint{input: zeroInput, output: zeroOutput, status: status, serve: serve}
 }
 
 func writeBody(w http.ResponseWriter, status int, contentType string, body []byte) {
@@ -340,18 +319,17 @@ type field struct {
 	source      string // path, query, header or json
 	name        string
 	description string
-	required    bool
-	fallback    string // what counts if it is not given; empty for none
 	isInteger   bool
-	min, max    int64 // of an integer, or of the number of characters of a text
+	required    bool
+	fallback    string // what counts if the field is not given; empty for none
+	min, max    int64  // of an integer, or of the number of characters of a text
 	trim        bool
 	enum        []string
 	pattern     *regexp.Regexp
-	maxAhead    time.Duration // of a time, from now; 0 for any time
 }
 
-// fieldsOf returns the fields of an input type in the order in which faults are reported. It panics if a tag is
-// malformed.
+// fieldsOf returns the fields of an input type, in the order in which faults are reported. It panics if a tag cannot
+// be parsed.
 func fieldsOf(input any) []field {
 	var fields []field
 	for _, source := range []string{"path", "query", "header", "json"} {
@@ -372,16 +350,12 @@ func newField(structField reflect.StructField, source, name string) field {
 		source:      source,
 		name:        name,
 		description: tag.Get("description"),
+		isInteger:   structField.Type.Kind() == reflect.Int64,
 		required:    tag.Get("required") == "true",
 		fallback:    tag.Get("default"),
-		isInteger:   structField.Type.Kind() == reflect.Int64,
-		min:         numberTag(tag, "minLength", 0),
-		max:         numberTag(tag, "maxLength", math.MaxInt64),
+		min:         numberTag(tag, 0, "minimum", "minLength"),
+		max:         numberTag(tag, math.MaxInt64, "maximum", "maxLength"),
 		trim:        tag.Get("trim") == "true",
-	}
-	if f.isInteger {
-		f.min = numberTag(tag, "minimum", math.MinInt64)
-		f.max = numberTag(tag, "maximum", math.MaxInt64)
 	}
 	if enum := tag.Get("enum"); enum != "" {
 		f.enum = strings.Split(enum, ",")
@@ -389,30 +363,26 @@ func newField(structField reflect.StructField, source, name string) field {
 	if pattern := tag.Get("pattern"); pattern != "" {
 		f.pattern = regexp.MustCompile(pattern)
 	}
-	if maxAhead := tag.Get("maxAhead"); maxAhead != "" {
-		var err error
-		if f.maxAhead, err = time.ParseDuration(maxAhead); err != nil {
-			panic(fmt.Sprintf("tag maxAhead of %s: %v", name, err))
-		}
-	}
 	return f
 }
 
-// numberTag returns the number in a tag, or fallback if there is no such tag.
-func numberTag(tag reflect.StructTag, name string, fallback int64) int64 {
-	text, ok := tag.Lookup(name)
-	if !ok {
-		return fallback
+// numberTag returns the number in the tag that has one of the names, or fallback if there is none.
+func numberTag(tag reflect.StructTag, fallback int64, names ...string) int64 {
+	for _, name := range names {
+		if text, ok := tag.Lookup(name); ok {
+			number, err := strconv.ParseInt(text, 10, 64)
+			if err != nil {
+				panic(fmt.Sprintf("tag %s: %v", name, err))
+			}
+			return number
+		}
 	}
-	number, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		panic(fmt.Sprintf("tag %s: %v", name, err))
-	}
-	return number
+	return fallback
 }
 
-// decode reads the request into in, a pointer to an input type, or returns a Problem that names every faulty field.
-func decode(w http.ResponseWriter, r *http.Request, fields []field, in any) error {
+// decode reads the request into input, a pointer to an input type. Its error is a Problem that names every faulty
+// field.
+func decode(w http.ResponseWriter, r *http.Request, fields []field, input any) error {
 	if len(fields) == 0 {
 		return nil
 	}
@@ -429,20 +399,14 @@ func decode(w http.ResponseWriter, r *http.Request, fields []field, in any) erro
 
 	var faults []FieldError
 	for _, f := range fields {
-		text, given, err := f.take(r, query, body)
-		switch {
-		case err != nil:
-		case given:
-			err = f.parse(text, reflect.ValueOf(in).Elem().FieldByIndex(f.index))
-		case f.required:
-			err = errors.New("is required")
-		}
-		if err != nil {
+		target := reflect.ValueOf(input).Elem().FieldByIndex(f.index)
+		if err := f.decode(r, query, body, target); err != nil {
 			faults = append(faults, FieldError{f.name, err.Error()})
 		}
 	}
-	unknown := slices.Concat(slices.Collect(maps.Keys(query)), slices.Collect(maps.Keys(body)))
-	for _, name := range slices.Sorted(slices.Values(unknown)) {
+	unknown := slices.AppendSeq(slices.Collect(maps.Keys(query)), maps.Keys(body))
+	slices.Sort(unknown)
+	for _, name := range unknown {
 		faults = append(faults, FieldError{name, "is unknown"})
 	}
 	if len(faults) > 0 {
@@ -454,7 +418,7 @@ func decode(w http.ResponseWriter, r *http.Request, fields []field, in any) erro
 func readQuery(r *http.Request) (url.Values, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, newProblem(http.StatusBadRequest, "The query string cannot be parsed. Percent-encode special characters.")
+		return nil, newProblem(http.StatusBadRequest, "The query string is malformed. Escape special characters.")
 	}
 	if unescaped, _ := url.QueryUnescape(r.URL.RawQuery); !utf8.ValidString(unescaped) {
 		return nil, newProblem(http.StatusBadRequest, "The query string must be UTF-8.")
@@ -483,46 +447,55 @@ func readBody(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessag
 	return body, nil
 }
 
-// take removes the field from the query or the body, so that unknown names are left over. It returns the field's
-// text, and whether the request has one.
-func (f field) take(r *http.Request, query url.Values, body map[string]json.RawMessage) (string, bool, error) {
-	var values []string
-	switch f.source {
-	case "path":
-		values = []string{r.PathValue(f.name)}
-	case "query":
-		values = query[f.name]
-		delete(query, f.name)
-	case "header":
-		values = r.Header.Values(f.name)
-	case "json":
-		raw, given := body[f.name]
-		delete(body, f.name)
-		return f.unquote(raw, given)
+// decode sets target, a field of the input, to what the request has. Its errors are written for the client.
+func (f field) decode(r *http.Request, query url.Values, body map[string]json.RawMessage, target reflect.Value) error {
+	values, err := f.values(r, query, body)
+	switch {
+	case err != nil:
+		return err
+	case len(values) > 1:
+		return errors.New("must be given only once")
+	case len(values) == 1:
+		return f.parse(values[0], target)
+	case f.fallback != "":
+		return f.parse(f.fallback, target)
+	case f.required:
+		return errors.New("is required")
+	default:
+		return nil
 	}
-
-	if len(values) > 1 {
-		return "", false, errors.New("must be given only once")
-	}
-	if len(values) == 0 || values[0] == "" && f.source == "query" {
-		return f.fallback, f.fallback != "", nil
-	}
-	return values[0], true, nil
 }
 
-// unquote returns the text of a JSON value, which must be a string unless the field is an integer. A null counts as
-// not given.
-func (f field) unquote(raw json.RawMessage, given bool) (text string, ok bool, err error) {
-	if !given || string(raw) == "null" {
-		return "", false, nil
+// values returns what the request has for the field. It removes the field from the query or the body, so that only
+// unknown names are left over.
+func (f field) values(r *http.Request, query url.Values, body map[string]json.RawMessage) ([]string, error) {
+	switch f.source {
+	case "path":
+		return []string{r.PathValue(f.name)}, nil
+	case "query":
+		values := query[f.name]
+		delete(query, f.name)
+		if len(values) == 1 && values[0] == "" {
+			return nil, nil
+		}
+		return values, nil
+	case "header":
+		return r.Header.Values(f.name), nil
+	}
+
+	raw := body[f.name]
+	delete(body, f.name)
+	if raw == nil || string(raw) == "null" {
+		return nil, nil
 	}
 	if f.isInteger {
-		return string(raw), true, nil
+		return []string{string(raw)}, nil
 	}
+	var text string
 	if json.Unmarshal(raw, &text) != nil {
-		return "", false, errors.New("must be a string")
+		return nil, errors.New("must be a string")
 	}
-	return text, true, nil
+	return []string{text}, nil
 }
 
 // parse sets target, a field of an input, to the value of text. Errors of parse are written for the client.
@@ -577,15 +550,16 @@ func (f field) parseText(text string) (string, error) {
 	return text, nil
 }
 
-// parseTime cuts what is finer than a microsecond, as PostgreSQL does not keep it.
+// parseTime cuts what is finer than a microsecond, as PostgreSQL does. Only an interaction can have a time in the
+// body.
 func (f field) parseTime(text string) (*time.Time, error) {
 	parsed, err := time.Parse(time.RFC3339, text)
 	if err != nil {
 		return nil, errors.New("must be a time with an offset, such as 2024-05-13T09:30:00Z")
 	}
-	if f.maxAhead > 0 && time.Until(parsed) > f.maxAhead {
-		return nil, fmt.Errorf("must be at most %.0f minutes in the future", f.maxAhead.Minutes())
+	if f.source == "json" && time.Until(parsed) > maxAhead {
+		return nil, fmt.Errorf("must be at most %.0f minutes in the future", maxAhead.Minutes())
 	}
-	truncated := parsed.Truncate(time.Microsecond)
-	return &truncated, nil
+	parsed = parsed.Truncate(time.Microsecond)
+	return &parsed, nil
 }

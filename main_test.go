@@ -126,7 +126,8 @@ func TestPatientList(t *testing.T) {
 		ill.document(healthy, january(1), fields{"doctor_id": 2})
 		ill.document(unhealthy, january(2), fields{"doctor_id": 3})
 		amended.amend(amended.document(healthy, january(1), fields{"doctor_id": 2}), unhealthy, fields{"doctor_id": 3})
-		struck.amend(struck.document(healthy, january(1), fields{"doctor_id": 2}), enteredInError, fields{"doctor_id": 3})
+		mistake := struck.document(healthy, january(1), fields{"doctor_id": 2})
+		struck.amend(mistake, enteredInError, fields{"doctor_id": 3})
 
 		for _, test := range []struct {
 			filter string
@@ -155,8 +156,9 @@ func TestSearch(t *testing.T) {
 	t.Parallel()
 	tag := rand.Text()
 	for _, name := range []string{
-		"Mesut Özil", "İpek Işık", "Andre\u0301 Weiß", "Mustermann Anna", "100% Sure", "1000 Sure", "a_b", "axb", `c\d`, "cd",
-		"Иванов Пётр", "Ὀδυσσεύς", "Ngọc Nguyễn", "Łukasz Sørensen", "李小龍",
+		"Mesut Özil", "İpek Işık", "Andre\u0301 Weiß", "Mustermann Anna",
+		"Łukasz Sørensen", "Иванов Пётр", "Ὀδυσσεύς", "Ngọc Nguyễn", "李小龍",
+		"100% Sure", "1000 Sure", "a_b", "axb", `c\d`, "cd",
 	} {
 		newPatientNamed(t, name+" "+tag)
 	}
@@ -361,12 +363,14 @@ func TestDocumentInteraction(t *testing.T) {
 		patient := newPatient(t)
 
 		response := api.post(t, patient.interactionsPath(), `{
-			"doctor_id": 2, "outcome": "unhealthy", "notes": "Fever.", "occurred_at": "2024-01-02T10:00:00.1234569+01:00"
+			"doctor_id": 2,
+			"outcome": "unhealthy",
+			"notes": "Fever.",
+			"occurred_at": "2024-01-02T10:00:00.1234569+01:00"
 		}`)
 
-		require.Equal(t, 201, response.status, response.body)
-		created := parseJSON[Interaction](t, response.body)
-		require.Equal(t, patient.interactionPath(created.ID), response.header.Get("Location"))
+		interaction := created(t, response)
+		require.Equal(t, patient.interactionPath(interaction.ID), response.header.Get("Location"))
 		require.JSONEq(t, fmt.Sprintf(`{
 			"id": %d,
 			"patient_id": %d,
@@ -377,19 +381,20 @@ func TestDocumentInteraction(t *testing.T) {
 			"notes": "Fever.",
 			"amends": null,
 			"amended_by": null
-		}`, created.ID, patient.id, created.RecordedAt.Format(time.RFC3339Nano)), response.body)
-		require.WithinDuration(t, time.Now(), created.RecordedAt, time.Minute)
-		require.Equal(t, response.body, api.get(t, patient.interactionPath(created.ID)).body)
+		}`, interaction.ID, patient.id, interaction.RecordedAt.Format(time.RFC3339Nano)), response.body)
+		require.WithinDuration(t, time.Now(), interaction.RecordedAt, time.Minute)
+		require.Equal(t, response.body, api.get(t, patient.interactionPath(interaction.ID)).body)
 	})
 
 	t.Run("uses the current time by default", func(t *testing.T) {
-		created := newPatient(t).post(fields{"occurred_at": nil})
-		require.WithinDuration(t, time.Now(), created.OccurredAt, time.Minute)
+		interaction := newPatient(t).post(fields{"occurred_at": nil})
+		require.WithinDuration(t, time.Now(), interaction.OccurredAt, time.Minute)
 	})
 
 	t.Run("of nobody is not found", func(t *testing.T) {
 		expectProblem(t, api.post(t, "/patients/999999/interactions", interactionBody()), 404)
-		expectProblem(t, api.post(t, "/patients/999999/interactions", interactionBody(fields{"doctor_id": 999999})), 404)
+		byNobody := interactionBody(fields{"doctor_id": 999999})
+		expectProblem(t, api.post(t, "/patients/999999/interactions", byNobody), 404)
 	})
 
 	t.Run("by a doctor who does not exist is refused", func(t *testing.T) {
@@ -608,7 +613,9 @@ func TestPagination(t *testing.T) {
 
 	t.Run("refuses a limit that is not an integer from 1 to 100", func(t *testing.T) {
 		for _, list := range lists {
-			for _, limit := range []string{"0", "101", "-1", "1.5", "x", "null", "%201", "01", "%2B1", "99999999999999999999"} {
+			for _, limit := range []string{
+				"0", "101", "-1", "1.5", "x", "null", "%201", "01", "%2B1", "9999999999999999999",
+			} {
 				problem := expectFaults(t, api.get(t, list+"?limit="+limit), "limit")
 				require.Equal(t, "must be an integer from 1 to 100", problem.Errors[0].Detail)
 			}
@@ -632,7 +639,7 @@ func TestRetries(t *testing.T) {
 	t.Run("a repeated request returns the interaction of the first time as it is now", func(t *testing.T) {
 		patient := newPatient(t)
 		body := interactionBody(fields{"notes": " Fever. ", "occurred_at": "2024-05-13T11:30:00+02:00"})
-		first := parseJSON[Interaction](t, api.postWith(t, key("k"), patient.interactionsPath(), body).body)
+		first := created(t, api.postWith(t, key("k"), patient.interactionsPath(), body))
 		amendment := patient.amend(first, unhealthy)
 		first.AmendedBy = &amendment.ID
 
@@ -642,9 +649,8 @@ func TestRetries(t *testing.T) {
 			interactionBody(fields{"notes": "Fever."}),
 		} {
 			response := api.postWith(t, key("k"), patient.interactionsPath(), repeated)
-			require.Equal(t, 201, response.status, response.body)
+			require.Equal(t, first, created(t, response))
 			require.Equal(t, patient.interactionPath(first.ID), response.header.Get("Location"))
-			require.Equal(t, first, parseJSON[Interaction](t, response.body))
 		}
 		require.Equal(t, []int64{amendment.ID, first.ID}, patient.history("include_amended=true"))
 	})
@@ -653,21 +659,19 @@ func TestRetries(t *testing.T) {
 		patient := newPatient(t)
 		amended := patient.document(healthy, january(1))
 		path := patient.amendmentsPath(amended.ID)
-		first := parseJSON[Interaction](t, api.postWith(t, key("k"), path, interactionBody()).body)
+		first := created(t, api.postWith(t, key("k"), path, interactionBody()))
 
 		for _, repeated := range []string{interactionBody(), interactionBody(fields{"occurred_at": january(1)})} {
-			response := api.postWith(t, key("k"), path, repeated)
-			require.Equal(t, 201, response.status, response.body)
-			require.Equal(t, first, parseJSON[Interaction](t, response.body))
+			require.Equal(t, first, created(t, api.postWith(t, key("k"), path, repeated)))
 		}
 		require.Len(t, patient.history("include_amended=true"), 2)
 	})
 
 	t.Run("a key of another request is refused", func(t *testing.T) {
 		patient := newPatient(t)
-		first := parseJSON[Interaction](t, api.postWith(t, key("k"), patient.interactionsPath(), interactionBody()).body)
+		first := created(t, api.postWith(t, key("k"), patient.interactionsPath(), interactionBody()))
 		path := patient.amendmentsPath(first.ID)
-		amendment := parseJSON[Interaction](t, api.postWith(t, key("a"), path, interactionBody()).body)
+		amendment := created(t, api.postWith(t, key("a"), path, interactionBody()))
 
 		for _, test := range []struct {
 			difference string
@@ -692,8 +696,8 @@ func TestRetries(t *testing.T) {
 
 	t.Run("patients do not share keys", func(t *testing.T) {
 		patient, other := newPatient(t), newPatient(t)
-		first := parseJSON[Interaction](t, api.postWith(t, key("k"), patient.interactionsPath(), interactionBody()).body)
-		second := parseJSON[Interaction](t, api.postWith(t, key("k"), other.interactionsPath(), interactionBody()).body)
+		first := created(t, api.postWith(t, key("k"), patient.interactionsPath(), interactionBody()))
+		second := created(t, api.postWith(t, key("k"), other.interactionsPath(), interactionBody()))
 		require.NotEqual(t, first.ID, second.ID)
 	})
 
@@ -715,7 +719,8 @@ func TestRetries(t *testing.T) {
 		longest := strings.Repeat("!~", 127) + "k"
 		require.Equal(t, 201, api.postWith(t, key(longest), patient.interactionsPath(), interactionBody()).status)
 		for _, refused := range []string{"", longest + "k", "schlüssel", "a b", "a\tb", "\xff"} {
-			expectFaults(t, api.postWith(t, key(refused), patient.interactionsPath(), interactionBody()), "Idempotency-Key")
+			response := api.postWith(t, key(refused), patient.interactionsPath(), interactionBody())
+			expectFaults(t, response, "Idempotency-Key")
 		}
 	})
 
@@ -738,18 +743,18 @@ func TestLimits(t *testing.T) {
 			"t n v f r b x 0 \\",
 			"trv",
 		} {
-			created := newPatient(t).post(fields{"notes": whiteSpace + notes + whiteSpace})
-			require.Equal(t, notes, created.Notes)
+			interaction := newPatient(t).post(fields{"notes": whiteSpace + notes + whiteSpace})
+			require.Equal(t, notes, interaction.Notes)
 		}
 	})
 
 	t.Run("notes have up to 10,000 characters, however they are escaped", func(t *testing.T) {
 		patient := newPatient(t)
 		for character, escaped := range map[string]string{"x": "x", "ä": `\u00e4`, "😀": `\uD83d\ude00`} {
-			body := fmt.Sprintf(`{"doctor_id": 1, "outcome": "healthy", "notes": "  %s  "}`, strings.Repeat(escaped, 10_000))
-			response := api.post(t, patient.interactionsPath(), body)
-			require.Equal(t, 201, response.status)
-			require.Equal(t, strings.Repeat(character, 10_000), parseJSON[Interaction](t, response.body).Notes)
+			longest := strings.Repeat(escaped, 10_000)
+			body := `{"doctor_id": 1, "outcome": "healthy", "notes": "  ` + longest + `  "}`
+			interaction := created(t, api.post(t, patient.interactionsPath(), body))
+			require.Equal(t, strings.Repeat(character, 10_000), interaction.Notes)
 		}
 		tooLong := interactionBody(fields{"notes": strings.Repeat("ä", 10_001)})
 		expectFaults(t, api.post(t, patient.interactionsPath(), tooLong), "notes")
@@ -764,9 +769,13 @@ func TestLimits(t *testing.T) {
 	})
 
 	t.Run("occurred_at lies between the birth date and 5 minutes from now", func(t *testing.T) {
-		patient := newPatient(t) // born on 1980-01-31, which begins at 10:00 UTC of the day before in the first time zone
+		patient := newPatient(t) // born on 1980-01-31, which begins at 10:00 UTC of the day before in UTC+14
 		inTime := time.Now().Add(5*time.Minute - 10*time.Second)
-		for _, accepted := range []string{"1980-01-30T10:00:00Z", "1980-01-31T00:00:00+14:00", inTime.Format(time.RFC3339)} {
+		for _, accepted := range []string{
+			"1980-01-30T10:00:00Z",
+			"1980-01-31T00:00:00+14:00",
+			inTime.Format(time.RFC3339),
+		} {
 			patient.post(fields{"occurred_at": accepted})
 		}
 
@@ -796,7 +805,8 @@ func TestValidation(t *testing.T) {
 
 	t.Run("names every faulty field at once, in the order path, query, header, body", func(t *testing.T) {
 		header := http.Header{"Idempotency-Key": {"a b"}}
-		body := `{"doctor_id": "1", "outcome": "ill", "notes": " ", "occurred_at": "2024-05-13T09:30:00", "x": 1, "A": 1}`
+		body := `{"x": 1, "A": 1,
+			"doctor_id": "1", "outcome": "ill", "notes": " ", "occurred_at": "2024-05-13T09:30:00"}`
 
 		response := api.postWith(t, header, "/patients/0/interactions?q=1", body)
 
@@ -816,19 +826,25 @@ func TestValidation(t *testing.T) {
 	})
 
 	t.Run("names every missing field", func(t *testing.T) {
-		for _, body := range []string{`{}`, `{"doctor_id": null, "outcome": null, "notes": null, "occurred_at": null}`} {
+		for _, body := range []string{
+			`{}`,
+			`{"doctor_id": null, "outcome": null, "notes": null, "occurred_at": null}`,
+		} {
 			problem := expectFaults(t, api.post(t, "/patients/1/interactions", body), "doctor_id", "outcome", "notes")
 			require.Equal(t, "is required", problem.Errors[0].Detail)
 		}
 	})
 
 	t.Run("refuses ids that are not positive integers", func(t *testing.T) {
-		for _, id := range []string{"x", "0", "-1", "1.5", "null", "+1", "01", "9223372036854775808", "%00", "%20", "1%2F"} {
-			for _, path := range []string{"/patients/" + id, "/patients/" + id + "/timeline", "/patients/" + id + "/interactions"} {
-				expectFaults(t, api.get(t, path), "patient_id")
-			}
-			expectFaults(t, api.get(t, "/patients/1/interactions/"+id), "interaction_id")
-			expectFaults(t, api.post(t, "/patients/1/interactions/"+id+"/amendments", interactionBody()), "interaction_id")
+		for _, id := range []string{
+			"x", "0", "-1", "1.5", "null", "+1", "01", "9223372036854775808", "%00", "%20", "1%2F",
+		} {
+			expectFaults(t, api.get(t, "/patients/"+id), "patient_id")
+			expectFaults(t, api.get(t, "/patients/"+id+"/timeline"), "patient_id")
+			expectFaults(t, api.get(t, "/patients/"+id+"/interactions"), "patient_id")
+			interaction := "/patients/1/interactions/" + id
+			expectFaults(t, api.get(t, interaction), "interaction_id")
+			expectFaults(t, api.post(t, interaction+"/amendments", interactionBody()), "interaction_id")
 		}
 	})
 
@@ -918,8 +934,7 @@ func TestValidation(t *testing.T) {
 
 	t.Run("takes the last value of a repeated body field", func(t *testing.T) {
 		body := `{"doctor_id": 1, "outcome": "healthy", "notes": "first", "notes": "last"}`
-		response := api.post(t, newPatient(t).interactionsPath(), body)
-		require.Equal(t, "last", parseJSON[Interaction](t, response.body).Notes)
+		require.Equal(t, "last", created(t, api.post(t, newPatient(t).interactionsPath(), body)).Notes)
 	})
 }
 
@@ -956,7 +971,7 @@ func TestErrors(t *testing.T) {
 	t.Run("a body must be application/json", func(t *testing.T) {
 		patient := newPatient(t)
 		contentType := func(value string) http.Header { return http.Header{"Content-Type": {value}} }
-		for _, refused := range []string{"", "text/plain", "application/jsonp", "application/json; charset", "multipart/form-data"} {
+		for _, refused := range []string{"", "text/plain", "application/jsonp", "application/json; charset"} {
 			expectProblem(t, api.postWith(t, contentType(refused), patient.interactionsPath(), interactionBody()), 415)
 		}
 		accepted := contentType("Application/JSON; charset=utf-8")
@@ -1019,7 +1034,8 @@ func TestErrors(t *testing.T) {
 
 		require.Equal(t, "The service has a defect. Report the X-Request-Id.", problem.Detail)
 		require.Equal(t, 200, broken.get(t, "/livez").status)
-		require.Regexp(t, `level=ERROR msg="request failed" error="panic: [^\n]*store\.go[^\n]* request_id=\w+`, broken.log.String())
+		logged := `level=ERROR msg="request failed" error="panic: [^\n]*store\.go[^\n]* request_id=\w+`
+		require.Regexp(t, logged, broken.log.String())
 	})
 }
 
@@ -1034,7 +1050,8 @@ func TestResponseHeaders(t *testing.T) {
 			for _, response := range []response{get, head} {
 				require.Equal(t, "no-store", response.header.Get("Cache-Control"))
 				require.Equal(t, "nosniff", response.header.Get("X-Content-Type-Options"))
-				require.Equal(t, "default-src 'none'; frame-ancestors 'none'", response.header.Get("Content-Security-Policy"))
+				policy := response.header.Get("Content-Security-Policy")
+				require.Equal(t, "default-src 'none'; frame-ancestors 'none'", policy)
 				require.Equal(t, strconv.Itoa(len(get.body)), response.header.Get("Content-Length"))
 			}
 		}
@@ -1062,12 +1079,11 @@ func TestConcurrentClients(t *testing.T) {
 				return api.send("POST", path, interactionBody(), http.Header{"Idempotency-Key": {path}})
 			})
 
-			created := map[int64]bool{}
+			ids := map[int64]bool{}
 			for _, response := range responses {
-				require.Equal(t, 201, response.status, response.body)
-				created[parseJSON[Interaction](t, response.body).ID] = true
+				ids[created(t, response).ID] = true
 			}
-			require.Len(t, created, 1)
+			require.Len(t, ids, 1)
 			require.Len(t, patient.history("include_amended=true"), before+1)
 		}
 	})
@@ -1103,9 +1119,9 @@ func TestConcurrentClients(t *testing.T) {
 		pages := concurrently(t, 8, func(int) (response, error) {
 			for day := range 8 {
 				body := interactionBody(fields{"outcome": unhealthy, "occurred_at": january(day + 1)})
-				created, err := api.send("POST", patient.interactionsPath(), body, nil)
-				if err != nil || created.status != 201 {
-					return created, err
+				response, err := api.send("POST", patient.interactionsPath(), body, nil)
+				if err != nil || response.status != 201 {
+					return response, err
 				}
 			}
 			return api.send("GET", patient.interactionsPath()+"?outcome=healthy", "", nil)
@@ -1140,21 +1156,22 @@ func TestLog(t *testing.T) {
 		patient := newPatientNamed(t, secret)
 		header := http.Header{"Idempotency-Key": {secret}, "X-Request-Id": {secret}}
 
-		for _, test := range []struct{ method, path, body, logged string }{
-			{"GET", "/patients?search=" + secret, "", `method=GET route="GET /patients" status=200`},
-			{"GET", "/patients?" + secret + "=1", "", `method=GET route="GET /patients" status=422`},
-			{"POST", patient.interactionsPath(), interactionBody(fields{"notes": secret}),
-				`method=POST route="POST /patients/{patient_id}/interactions" status=201`},
-			{"POST", patient.interactionsPath(), interactionBody(fields{"outcome": secret}),
-				`method=POST route="POST /patients/{patient_id}/interactions" status=422`},
-			{"GET", "/patients/" + secret + "/timeline", "", `method=GET route="GET /patients/{patient_id}/timeline" status=422`},
-			{"GET", "/" + secret, "", `method=GET route=/ status=404`},
-			{"DELETE", "/patients/" + secret, "", `method=DELETE route=/patients/{patient_id} status=405`},
+		faulty := interactionBody(fields{"outcome": secret})
+		interactions := "POST /patients/{patient_id}/interactions"
+		for _, test := range []struct{ method, path, body, route, status string }{
+			{"GET", "/patients?search=" + secret, "", "GET /patients", "200"},
+			{"GET", "/patients?" + secret + "=1", "", "GET /patients", "422"},
+			{"GET", "/patients/" + secret + "/timeline", "", "GET /patients/{patient_id}/timeline", "422"},
+			{"POST", patient.interactionsPath(), interactionBody(fields{"notes": secret}), interactions, "201"},
+			{"POST", patient.interactionsPath(), faulty, interactions, "422"},
+			{"GET", "/" + secret, "", "/", "404"},
+			{"DELETE", "/patients/" + secret, "", "/patients/{patient_id}", "405"},
 		} {
 			id := service.request(t, test.method, test.path, test.body, header).header.Get("X-Request-Id")
 			lines := regexp.MustCompile(`.*`+id+`.*`).FindAllString(service.log.String(), -1)
 			require.Len(t, lines, 1)
-			require.Regexp(t, `^time=\S+ level=INFO msg=request `+regexp.QuoteMeta(test.logged)+` duration=\S+ request_id=\w+$`, lines[0])
+			require.Regexp(t, `^time=\S+ level=INFO msg=request method=`+test.method+` route="?`+
+				regexp.QuoteMeta(test.route)+`"? status=`+test.status+` duration=\S+ request_id=\w+$`, lines[0])
 		}
 		require.NotContains(t, service.log.String(), secret)
 	})
@@ -1168,7 +1185,8 @@ func TestLog(t *testing.T) {
 
 		expectProblem(t, response, 503)
 		id := response.header.Get("X-Request-Id")
-		require.Regexp(t, `level=ERROR msg="request failed" error=".*SQLSTATE 55P03.*" request_id=`+id, service.log.String())
+		logged := `level=ERROR msg="request failed" error=".*SQLSTATE 55P03.*" request_id=` + id
+		require.Regexp(t, logged, service.log.String())
 		require.NotContains(t, service.log.String(), secret)
 	})
 
@@ -1179,13 +1197,15 @@ func TestLog(t *testing.T) {
 
 		ctx, hangUp := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer hangUp()
-		request, err := http.NewRequestWithContext(ctx, "POST", service.url+patient.interactionsPath(), strings.NewReader(interactionBody()))
+		url, body := service.url+patient.interactionsPath(), strings.NewReader(interactionBody())
+		request, err := http.NewRequestWithContext(ctx, "POST", url, body)
 		require.NoError(t, err)
 		request.Header.Set("Content-Type", "application/json")
 		_, err = http.DefaultClient.Do(request)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 
-		require.Eventually(t, func() bool { return strings.Contains(service.log.String(), "status=499") }, 5*time.Second, time.Millisecond)
+		isLogged := func() bool { return strings.Contains(service.log.String(), "status=499") }
+		require.Eventually(t, isLogged, 5*time.Second, time.Millisecond)
 		require.NotContains(t, service.log.String(), "level=ERROR")
 	})
 }
@@ -1254,7 +1274,8 @@ func TestOpenAPIDocument(t *testing.T) {
 				reference := operation.Responses[strconv.Itoa(response.status)].Content["application/json"].Schema.Ref
 				schema := document.Components.Schemas[strings.TrimPrefix(reference, "#/components/schemas/")]
 				documented := slices.Sorted(maps.Keys(schema.Properties))
-				require.Equal(t, documented, slices.Sorted(maps.Keys(parseJSON[map[string]any](t, response.body))), path)
+				answered := slices.Sorted(maps.Keys(parseJSON[map[string]any](t, response.body)))
+				require.Equal(t, documented, answered, path)
 			}
 		}
 	})
@@ -1266,7 +1287,8 @@ func TestOpenAPIDocument(t *testing.T) {
 		for name, schema := range document.Components.Schemas {
 			for property, value := range schema.Properties {
 				qualified := name + "." + property
-				require.NotEqual(t, slices.Contains(optional, qualified), slices.Contains(schema.Required, property), qualified)
+				isRequired := slices.Contains(schema.Required, property)
+				require.Equal(t, !slices.Contains(optional, qualified), isRequired, qualified)
 				types, _ := value.Type.([]any)
 				require.Equal(t, slices.Contains(nullable, qualified), slices.Contains(types, any("null")), qualified)
 				isTime := regexp.MustCompile(`_at$|^from$|^to$`).MatchString(property)
@@ -1319,8 +1341,9 @@ func TestSchema(t *testing.T) {
 		doctor      = "INSERT INTO doctors (name, specialty) VALUES (%s, %s)"
 		newborn     = "INSERT INTO patients (name, birth_date) VALUES (%s, %s)"
 		status      = "UPDATE patients SET health_status = %s, last_interaction_at = %s WHERE id = 12"
-		interaction = "INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes) VALUES (%s, %s, %s, %s, %s)"
-		amendment   = `INSERT INTO interactions (id, patient_id, doctor_id, occurred_at, outcome, notes, amends)
+		interaction = `INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes)
+			VALUES (%s, %s, %s, %s, %s)`
+		amendment = `INSERT INTO interactions (id, patient_id, doctor_id, occurred_at, outcome, notes, amends)
 			OVERRIDING SYSTEM VALUE VALUES (%s, 5, 1, now(), 'healthy', 'x', %s)`
 		repeated = `INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, idempotency_key)
 			VALUES (%s, 1, now(), 'healthy', 'x', %s)`
@@ -1622,7 +1645,8 @@ func TestDatabaseInTrouble(t *testing.T) {
 	t.Run("a database that is read-only is a 503", func(t *testing.T) {
 		t.Parallel()
 		service, owner := newIsolatedService(t)
-		_, err := owner.Exec(t.Context(), "ALTER DATABASE "+owner.Config().Database+" SET default_transaction_read_only = on")
+		database := owner.Config().Database
+		_, err := owner.Exec(t.Context(), "ALTER DATABASE "+database+" SET default_transaction_read_only = on")
 		require.NoError(t, err)
 		expectProblem(t, service.post(t, "/patients/1/interactions", interactionBody()), 503)
 	})
@@ -1644,7 +1668,8 @@ func TestStart(t *testing.T) {
 	t.Run("without a database says what to set", func(t *testing.T) {
 		code, output := runProgram(t, nil)
 		require.Equal(t, 1, code)
-		require.Equal(t, "set DATABASE_URL to a PostgreSQL database, or try the service with sample data: -demo\n", output)
+		require.Equal(t, "set DATABASE_URL to a PostgreSQL database, "+
+			"or try the service with sample data: -demo\n", output)
 	})
 
 	t.Run("with -help prints the usage", func(t *testing.T) {
@@ -1949,16 +1974,14 @@ func (m *model) send(patient patient, i Interaction) Interaction {
 	body := interactionBody(fields{
 		"doctor_id": i.Doctor.ID, "outcome": i.Outcome, "notes": i.Notes, "occurred_at": i.OccurredAt,
 	})
-	response := api.postWith(m.t, http.Header{"Idempotency-Key": {i.Notes}}, path, body)
-	require.Equal(m.t, 201, response.status, response.body)
-	return parseJSON[Interaction](m.t, response.body)
+	return created(m.t, api.postWith(m.t, http.Header{"Idempotency-Key": {i.Notes}}, path, body))
 }
 
 func (m *model) record(patient patient, i Interaction) {
 	m.t.Helper()
-	created := m.send(patient, i)
-	i.ID, i.RecordedAt = created.ID, created.RecordedAt
-	require.Equal(m.t, i, created)
+	recorded := m.send(patient, i)
+	i.ID, i.RecordedAt = recorded.ID, recorded.RecordedAt
+	require.Equal(m.t, i, recorded)
 	for n := range m.interactions {
 		require.Greater(m.t, i.ID, m.interactions[n].ID)
 		if i.Amends != nil && m.interactions[n].ID == *i.Amends {
@@ -1981,7 +2004,9 @@ func (m *model) comparePatients(patients []patient, tag string, doctor int64, st
 	require.Equal(m.t, expected, patientIDs(allPages[Patient](m.t, list)))
 }
 
-func (m *model) compareHistory(patient patient, amended bool, from, to time.Time, doctor int64, outcome string, limit int) {
+func (m *model) compareHistory(
+	patient patient, amended bool, from, to time.Time, doctor int64, outcome string, limit int,
+) {
 	m.t.Helper()
 	inPeriod := func(i Interaction) bool {
 		return (amended || isCurrent(i)) && !i.OccurredAt.Before(from) && i.OccurredAt.Before(to)
@@ -1998,7 +2023,9 @@ func (m *model) compareHistory(patient patient, amended bool, from, to time.Time
 // Fuzzing: whatever a client sends is answered or refused, and never a defect
 
 func FuzzBody(f *testing.F) {
-	for _, body := range []string{interactionBody(), "{", `{"notes": "\ud800"}`, "[[[", "\xff", `{"doctor_id": 1e400}`} {
+	for _, body := range []string{
+		interactionBody(), "{", `{"notes": "\ud800"}`, "[[[", "\xff", `{"doctor_id": 1e400}`,
+	} {
 		f.Add(body)
 	}
 	f.Fuzz(func(t *testing.T, body string) {
@@ -2007,11 +2034,14 @@ func FuzzBody(f *testing.F) {
 }
 
 func FuzzQuery(f *testing.F) {
-	for _, query := range []string{"limit=1&cursor=9", "to=9999-12-31T23:59:59%2B24:00", "outcome=%00", "%", "a;b", "&&="} {
+	for _, query := range []string{
+		"limit=1&cursor=9", "to=9999-12-31T23:59:59%2B24:00", "outcome=%00", "%", "a;b", "&&=",
+	} {
 		f.Add(query)
 	}
 	f.Fuzz(func(t *testing.T, query string) {
-		expectNoDefect(t, "GET", "/patients/1/interactions?"+strings.NewReplacer("#", "", " ", "+").Replace(query), "", nil)
+		raw := strings.NewReplacer("#", "", " ", "+").Replace(query)
+		expectNoDefect(t, "GET", "/patients/1/interactions?"+raw, "", nil)
 		expectNoDefect(t, "GET", "/patients?search="+url.QueryEscape(query), "", nil)
 	})
 }
@@ -2037,9 +2067,11 @@ func BenchmarkOperations(b *testing.B) {
 	service, owner := newIsolatedService(b)
 	for _, statement := range []string{
 		"ALTER TABLE interactions DISABLE TRIGGER ALL",
-		"INSERT INTO patients (name, birth_date) SELECT initcap(md5(n::text)), '1980-01-01' FROM generate_series(1, 100000) n",
+		`INSERT INTO patients (name, birth_date)
+			SELECT initcap(md5(n::text)), '1980-01-01' FROM generate_series(1, 100000) n`,
 		`INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes)
-			SELECT p, 1 + n % 5, '2005-01-01'::timestamptz + n * interval '1 hour', 'healthy', repeat('As seen last time. ', 15)
+			SELECT p, 1 + n % 5, '2005-01-01'::timestamptz + n * interval '1 hour', 'healthy',
+			       repeat('As seen last time. ', 15)
 			FROM generate_series(13, 100012) p, generate_series(1, CASE WHEN p = 1000 THEN 20000 ELSE 10 END) n`,
 		`UPDATE patients p SET health_status = 'healthy', last_interaction_at = '2006-01-01' WHERE id > 12`,
 		"ALTER TABLE interactions ENABLE TRIGGER ALL",
@@ -2066,24 +2098,28 @@ func BenchmarkOperations(b *testing.B) {
 	}
 	anyone := func() int64 { return 13 + mathrand.Int64N(100_000) }
 	document := func() error {
-		in := NewInteraction{PatientPath: PatientPath{anyone()}, DoctorID: 1, Outcome: healthy, Notes: "As seen last time."}
+		in := NewInteraction{PatientPath: PatientPath{anyone()}, DoctorID: 1, Outcome: healthy, Notes: "Well."}
 		_, err := store.DocumentInteraction(b.Context(), in)
 		return err
 	}
 	timeline := func() error { _, err := store.GetTimeline(b.Context(), PatientPath{anyone()}); return err }
 
+	path := func(path string) func() string { return func() string { return path } }
+	pathOf := func(list string) func() string {
+		return func() string { return fmt.Sprintf("/patients/%d/%s", anyone(), list) }
+	}
 	for _, operation := range []struct {
 		name string
 		path func() string
 		body string
 		call func() error
 	}{
-		{"document", func() string { return fmt.Sprintf("/patients/%d/interactions", anyone()) }, interactionBody(), document},
-		{"history", func() string { return "/patients/1000/interactions" }, "", history("")},
-		{"history at depth 10,000", func() string { return "/patients/1000/interactions?cursor=" + deep }, "", history(deep)},
-		{"timeline", func() string { return fmt.Sprintf("/patients/%d/timeline", anyone()) }, "", timeline},
-		{"patients", func() string { return "/patients" }, "", patients(PatientFilter{Paging: paging})},
-		{"search", func() string { return "/patients?search=abc" }, "", patients(PatientFilter{Search: "abc", Paging: paging})},
+		{"document", pathOf("interactions"), interactionBody(), document},
+		{"history", path("/patients/1000/interactions"), "", history("")},
+		{"history at depth 10,000", path("/patients/1000/interactions?cursor=" + deep), "", history(deep)},
+		{"timeline", pathOf("timeline"), "", timeline},
+		{"patients", path("/patients"), "", patients(PatientFilter{Paging: paging})},
+		{"search", path("/patients?search=abc"), "", patients(PatientFilter{Search: "abc", Paging: paging})},
 	} {
 		b.Run(operation.name+"/http", func(b *testing.B) {
 			method := "GET"
@@ -2378,6 +2414,13 @@ func parseJSON[T any](t testing.TB, body string) (value T) {
 	return value
 }
 
+// created returns the interaction that a POST has created.
+func created(t testing.TB, response response) Interaction {
+	t.Helper()
+	require.Equal(t, 201, response.status, response.body)
+	return parseJSON[Interaction](t, response.body)
+}
+
 // getJSON returns what the shared service answers.
 func getJSON[T any](t testing.TB, path string) T {
 	t.Helper()
@@ -2408,8 +2451,8 @@ func pagesAfter[T any](t testing.TB, path, cursor string) []T {
 }
 
 // leak matches what no client may see: SQL, types and packages of Go, names in the database, paths of files.
-var leak = regexp.MustCompile(`(?i)sqlstate|select |insert |relation "|constraint|violates|pgx|\bu?int64|float64|\bstruct\b|` +
-	`main\.|json:|strconv|runtime|goroutine|dial |tcp|\.go:|\.sql|/tmp|/usr|/var|/home|/root`)
+var leak = regexp.MustCompile(`(?i)sqlstate|select |insert |relation "|constraint|violates|pgx|` +
+	`\bu?int64|float64|\bstruct\b|main\.|json:|strconv|runtime|goroutine|dial |tcp|\.go:|\.sql|/tmp|/usr|/var|/home|/root`)
 
 // expectProblem expects a problem with the status, of the form that all problems have.
 func expectProblem(t testing.TB, response response, status int) Problem {
@@ -2527,9 +2570,7 @@ func (p patient) amendmentsPath(id int64) string {
 // post documents an interaction with some fields replaced.
 func (p patient) post(replaced ...fields) Interaction {
 	p.t.Helper()
-	response := api.post(p.t, p.interactionsPath(), interactionBody(replaced...))
-	require.Equal(p.t, 201, response.status, response.body)
-	return parseJSON[Interaction](p.t, response.body)
+	return created(p.t, api.post(p.t, p.interactionsPath(), interactionBody(replaced...)))
 }
 
 func (p patient) document(outcome string, occurredAt time.Time, replaced ...fields) Interaction {
@@ -2540,9 +2581,7 @@ func (p patient) document(outcome string, occurredAt time.Time, replaced ...fiel
 func (p patient) amend(amended Interaction, outcome string, replaced ...fields) Interaction {
 	p.t.Helper()
 	body := interactionBody(append([]fields{{"outcome": outcome}}, replaced...)...)
-	response := api.post(p.t, p.amendmentsPath(amended.ID), body)
-	require.Equal(p.t, 201, response.status, response.body)
-	return parseJSON[Interaction](p.t, response.body)
+	return created(p.t, api.post(p.t, p.amendmentsPath(amended.ID), body))
 }
 
 // history returns the ids of the first page of the patient's history.

@@ -158,7 +158,7 @@ type NewInteraction struct {
 	DoctorID   int64      `json:"doctor_id" required:"true" minimum:"1"`
 	Outcome    string     `json:"outcome" required:"true" enum:"healthy,unhealthy"`
 	Notes      string     `json:"notes" required:"true" minLength:"1" maxLength:"10000" trim:"true"`
-	OccurredAt *time.Time `json:"occurred_at,omitempty" nullable:"false" maxAhead:"5m"`
+	OccurredAt *time.Time `json:"occurred_at,omitempty" nullable:"false"`
 	_          struct{}   `additionalProperties:"false"`
 }
 
@@ -169,6 +169,6 @@ type NewAmendment struct {
 	DoctorID   int64      `json:"doctor_id" required:"true" minimum:"1"`
 	Outcome    string     `json:"outcome" required:"true" enum:"healthy,unhealthy,entered_in_error"`
 	Notes      string     `json:"notes" required:"true" minLength:"1" maxLength:"10000" trim:"true"`
-	OccurredAt *time.Time `json:"occurred_at,omitempty" nullable:"false" maxAhead:"5m"`
+	OccurredAt *time.Time `json:"occurred_at,omitempty" nullable:"false"`
 	_          struct{}   `additionalProperties:"false"`
 }

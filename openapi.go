@@ -15,46 +15,28 @@ import (
 	"github.com/swaggest/swgui/v5emb"
 )
 
-const intro = `A doctor documents interactions with patients and each one's outcome, sees a patient's whole history, and ` +
-	`finds patients by their current health status.
+const intro = `A doctor documents interactions with patients and each one's outcome, sees a patient's whole ` +
+	`history, and finds patients by their current health status.
 
-Open these operations and press *Execute*; nothing needs editing. **See a patient's health status** shows that patient 1 ` +
-	`is unhealthy. **Document an interaction** finds her healthy. Execute the first one again to see the change, and ` +
-	`**Read a patient's history** to see why.
+Open these operations and press *Execute*; nothing needs editing. **See a patient's health status** shows that ` +
+	`patient 1 is unhealthy. **Document an interaction** finds her healthy. Execute the first one again to see the ` +
+	`change, and **Read a patient's history** to see why.
 
-Nothing is ever changed or deleted: an amendment replaces an interaction, which stays readable. Every response has an ` +
-	"`X-Request-Id`, which the log of the service has too."
+Nothing is ever changed or deleted: an amendment replaces an interaction, which stays readable. Every response has ` +
+	"an `X-Request-Id`, which is in the log of the service too."
 
 // anyClientError documents the status 4XX. The value is that of openapi.ContentUnit.HTTPStatus.
 const anyClientError = 4
 
-// problems has what the document says of each problem.
-var problems = map[int]struct {
-	description string
-	example     *Problem
-}{
-	anyClientError: {
-		description: "The request is malformed (400), from another web site (403), for a path that does not exist (404) " +
-			"or does not support the method (405), too large (413), or not `application/json` (415).",
-		example: newProblem(http.StatusBadRequest, "The body must be one JSON object in UTF-8."),
-	},
-	http.StatusNotFound: {
-		description: "There is no such patient or interaction.",
-		example:     newProblem(http.StatusNotFound, "There is no patient 1."),
-	},
-	http.StatusConflict: {
-		description: "The interaction is already amended; the detail says by which interaction.",
-		example:     newProblem(http.StatusConflict, "Interaction 1 is already amended by interaction 73."),
-	},
-	http.StatusUnprocessableEntity: {
-		description: "Validation failed; `errors` names every faulty field.",
-		example:     validationProblem(FieldError{"notes", "must not be empty"}),
-	},
-	http.StatusServiceUnavailable: {
-		description: "The database does not answer, the patient's record stays locked, or the answer takes longer than 4 " +
-			"seconds. Repeat the request, with its `Idempotency-Key` if it writes.",
-		example: newProblem(http.StatusServiceUnavailable, "The database does not answer at the moment. Repeat the request."),
-	},
+// problemDescriptions says what the errors of operations mean.
+var problemDescriptions = map[int]string{
+	http.StatusNotFound:            "There is no such patient or interaction.",
+	http.StatusConflict:            "The interaction is already amended. The detail says by which interaction.",
+	http.StatusUnprocessableEntity: "Validation failed; see errors.",
+	http.StatusServiceUnavailable: "The database does not answer, the patient's record stays locked, or the answer " +
+		"takes longer than 4 seconds. Repeat the request, with its Idempotency-Key if it has one.",
+	anyClientError: "The request is malformed (400), from another web site (403), too large (413), or not " +
+		"application/json (415).",
 }
 
 // bodyExample is what Swagger UI sends in a POST unless it is edited. Optional fields are left out.
@@ -152,8 +134,8 @@ func addOperation(r *openapi31.Reflector, op operation) error {
 func addProblem(oc openapi.OperationContext, status int) {
 	customize := func(content openapi.ContentOrReference) {
 		response := content.(*openapi31.ResponseOrReference).Response
-		response.Description = problems[status].description
-		setExample(response.Content, "application/problem+json", problems[status].example)
+		response.Description = problemDescriptions[status]
+		setExample(response.Content, "application/problem+json", exampleProblem(status))
 		if status == http.StatusServiceUnavailable {
 			setHeader(response, "Retry-After", "integer", "seconds to wait")
 		}
@@ -166,10 +148,25 @@ func addProblem(oc openapi.OperationContext, status int) {
 	)
 }
 
+func exampleProblem(status int) *Problem {
+	switch status {
+	case anyClientError:
+		return newProblem(http.StatusBadRequest, problemDescriptions[status])
+	case http.StatusUnprocessableEntity:
+		return validationProblem(FieldError{"notes", "must not be empty"})
+	default:
+		return newProblem(status, problemDescriptions[status])
+	}
+}
+
 // arrangeParameters orders parameters by their place: path, query, header. It moves their examples from the schema,
 // where Swagger UI does not look for them.
 func arrangeParameters(parameters []openapi31.ParameterOrReference) {
-	places := []openapi31.ParameterIn{openapi31.ParameterInPath, openapi31.ParameterInQuery, openapi31.ParameterInHeader}
+	places := []openapi31.ParameterIn{
+		openapi31.ParameterInPath,
+		openapi31.ParameterInQuery,
+		openapi31.ParameterInHeader,
+	}
 	slices.SortStableFunc(parameters, func(a, b openapi31.ParameterOrReference) int {
 		return cmp.Compare(slices.Index(places, a.Parameter.In), slices.Index(places, b.Parameter.In))
 	})
@@ -202,7 +199,7 @@ const pagePolicy = "default-src 'none'; img-src 'self' data:; connect-src 'self'
 	"style-src 'self' 'sha256-/9bMfF7o2bA8s86mVvZMwDxEGY8erDaTuv17nSCkaUc=' " +
 	"'sha256-NtcQ/yK/k2xXK/IBVMVmyRijJYGXUnuP33KsKuc0UPs='"
 
-// swaggerUI returns the handler of /docs/. All that the page loads is in the binary.
+// swaggerUI returns the handler of /docs/, the page that shows the document. All that the page loads is in the binary.
 func swaggerUI() http.Handler {
 	page := v5emb.NewWithConfig(swgui.Config{
 		SettingsUI: map[string]string{"tryItOutEnabled": "true"},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
@@ -41,8 +42,8 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 		return nil, fmt.Errorf("read DATABASE_URL: %w", err)
 	}
 	config.ConnConfig.ConnectTimeout = connectTimeout
-	config.ConnConfig.RuntimeParams["statement_timeout"] = milliseconds(statementTimeout)
-	config.ConnConfig.RuntimeParams["lock_timeout"] = milliseconds(lockTimeout)
+	config.ConnConfig.RuntimeParams["statement_timeout"] = statementTimeout.String()
+	config.ConnConfig.RuntimeParams["lock_timeout"] = lockTimeout.String()
 	config.ConnConfig.RuntimeParams["datestyle"] = "ISO" // for birth_date::text
 	config.AfterConnect = scanTimesInUTC
 
@@ -51,10 +52,6 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 		return nil, fmt.Errorf("open the connection pool: %w", err)
 	}
 	return &Store{pool}, nil
-}
-
-func milliseconds(d time.Duration) string {
-	return strconv.FormatInt(d.Milliseconds(), 10)
 }
 
 // scanTimesInUTC replaces pgx's default, which is the local time zone.
@@ -142,15 +139,7 @@ var escapeLike = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
 func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error) {
 	query := selectPatients + " AND p.id = @patient_id"
 	args := pgx.NamedArgs{"patient_id": in.PatientID}
-
-	patients, err := collect(ctx, s, pgx.RowToStructByPos[Patient], query, args)
-	if err != nil {
-		return Patient{}, err
-	}
-	if len(patients) == 0 {
-		return Patient{}, noPatient(in.PatientID)
-	}
-	return patients[0], nil
+	return one(ctx, s, noPatient(in.PatientID), pgx.RowToStructByPos[Patient], query, args)
 }
 
 // selectInteractions reads interactions from a view, or from what an INSERT returned.
@@ -161,8 +150,8 @@ const selectInteractions = `
 	WHERE  i.patient_id = @patient_id`
 
 func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
-	err = row.Scan(&i.ID, &i.PatientID, &i.Doctor.ID, &i.Doctor.Name, &i.OccurredAt, &i.RecordedAt, &i.Outcome, &i.Notes,
-		&i.Amends, &i.AmendedBy)
+	err = row.Scan(&i.ID, &i.PatientID, &i.Doctor.ID, &i.Doctor.Name, &i.OccurredAt, &i.RecordedAt,
+		&i.Outcome, &i.Notes, &i.Amends, &i.AmendedBy)
 	return i, err
 }
 
@@ -208,16 +197,8 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interaction, error) {
 	query := fmt.Sprintf(selectInteractions, "all_interactions") + " AND i.id = @id"
 	args := pgx.NamedArgs{"patient_id": in.PatientID, "id": in.InteractionID}
-
-	interactions, err := collect(ctx, s, scanInteraction, query, args)
-	if err != nil {
-		return Interaction{}, err
-	}
-	if len(interactions) == 0 {
-		detail := fmt.Sprintf("There is no interaction %d of a patient %d.", in.InteractionID, in.PatientID)
-		return Interaction{}, newProblem(http.StatusNotFound, detail)
-	}
-	return interactions[0], nil
+	missing := fmt.Sprintf("Patient %d has no interaction %d.", in.PatientID, in.InteractionID)
+	return one(ctx, s, newProblem(http.StatusNotFound, missing), scanInteraction, query, args)
 }
 
 // selectPeriods numbers the interactions twice: all of them, and those with the same outcome. The difference stays
@@ -324,7 +305,8 @@ func (s *Store) insert(ctx context.Context, row newRow) (Interaction, error) {
 	case violates(err, "interactions_doctor"):
 		return Interaction{}, validationProblem(FieldError{"doctor_id", "must be the id of a doctor"})
 	case violates(err, "occurred_at_not_before_birth"), violates(err, "occurred_at_has_four_digit_year"):
-		return Interaction{}, validationProblem(FieldError{"occurred_at", "must not be before the patient's birth date"})
+		fault := FieldError{"occurred_at", "must not be before the patient's birth date"}
+		return Interaction{}, validationProblem(fault)
 	case violates(err, "interactions_idempotency_key"), violates(err, "interactions_amended_once"):
 		return s.resolveConflict(ctx, row)
 	default:
@@ -359,13 +341,11 @@ func (s *Store) resolveConflict(ctx context.Context, row newRow) (Interaction, e
 	return Interaction{}, newProblem(http.StatusConflict, detail)
 }
 
-// describes reports whether the interaction is what the row asks for. A time that the request does not say is not
-// compared.
+// describes reports whether i is the interaction that the row asks for. Without a time the row matches any time.
 func (row newRow) describes(i Interaction) bool {
 	sameTime := row.occurredAt == nil || row.occurredAt.Equal(i.OccurredAt)
-	sameAmended := row.amends == nil && i.Amends == nil ||
-		row.amends != nil && i.Amends != nil && *row.amends == *i.Amends
-	return sameTime && sameAmended && row.doctorID == i.Doctor.ID && row.outcome == i.Outcome && row.notes == i.Notes
+	return sameTime && row.doctorID == i.Doctor.ID && row.outcome == i.Outcome && row.notes == i.Notes &&
+		reflect.DeepEqual(row.amends, i.Amends)
 }
 
 func noPatient(id int64) *Problem {
@@ -399,6 +379,21 @@ func collect[T any](ctx context.Context, s *Store, scan pgx.RowToFunc[T], query 
 		return nil, fmt.Errorf("query the database: %w", err)
 	}
 	return items, nil
+}
+
+// one returns the only row of a query, or the problem missing if there is none.
+func one[T any](
+	ctx context.Context, s *Store, missing *Problem, scan pgx.RowToFunc[T], query string, args pgx.NamedArgs,
+) (T, error) {
+	items, err := collect(ctx, s, scan, query, args)
+	if err == nil && len(items) == 0 {
+		err = missing
+	}
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return items[0], nil
 }
 
 // violates reports whether err says that a row violates a constraint or a unique index. It looks for the name in the
