@@ -22,6 +22,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -2164,6 +2165,7 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
+	flag.Set("test.parallel", "8") // most tests wait: for PostgreSQL, a process or a time limit
 	code, err := runTests(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "prepare the tests:", err)
@@ -2452,7 +2454,8 @@ func pagesAfter[T any](t testing.TB, path, cursor string) []T {
 
 // leak matches what no client may see: SQL, types and packages of Go, names in the database, paths of files.
 var leak = regexp.MustCompile(`(?i)sqlstate|select |insert |relation "|constraint|violates|pgx|` +
-	`\bu?int64|float64|\bstruct\b|main\.|json:|strconv|runtime|goroutine|dial |tcp|\.go:|\.sql|/tmp|/usr|/var|/home|/root`)
+	`\bu?int64|float64|\bstruct\b|main\.|json:|strconv|runtime|goroutine|dial |tcp|` +
+	`\.go:|\.sql|/tmp|/usr|/var|/home|/root`)
 
 // expectProblem expects a problem with the status, of the form that all problems have.
 func expectProblem(t testing.TB, response response, status int) Problem {
