@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"math"
 	"mime"
 	"net/http"
@@ -30,10 +29,7 @@ const (
 	// maxBodyBytes leaves room for the longest notes, with every character escaped.
 	maxBodyBytes = 128 << 10
 
-	// maxAhead is how far in the future an interaction can be, because clocks differ.
-	maxAhead = 5 * time.Minute
-
-	// statusClientGone is logged if the client has disconnected before the answer. nginx introduced it.
+	// statusClientGone is logged if the client hung up before the answer. nginx introduced this number.
 	statusClientGone = 499
 )
 
@@ -46,7 +42,8 @@ type operation struct {
 	summary     string
 	description string
 	endpoint    endpoint
-	problems    []int // statuses of the errors that the document lists one by one
+	example     any   // a body for POST, which Swagger UI suggests
+	problems    []int // the statuses that the document lists one by one; all others are 4XX there
 }
 
 func newOperations(store *Store) []operation {
@@ -58,7 +55,7 @@ func newOperations(store *Store) []operation {
 			tag:         "patients",
 			summary:     "Find patients",
 			description: "Ordered by name. `search` finds names that contain all its words, ignoring case and accents.",
-			endpoint:    handle(200, store.ListPatients),
+			endpoint:    newEndpoint(200, store.ListPatients),
 			problems:    []int{422, 503},
 		},
 		{
@@ -68,7 +65,7 @@ func newOperations(store *Store) []operation {
 			tag:         "patients",
 			summary:     "See a patient's health status",
 			description: "It is the outcome of the current interaction that occurred last, or `unknown` without one.",
-			endpoint:    handle(200, store.GetPatient),
+			endpoint:    newEndpoint(200, store.GetPatient),
 			problems:    []int{404, 422, 503},
 		},
 		{
@@ -78,7 +75,7 @@ func newOperations(store *Store) []operation {
 			tag:         "patients",
 			summary:     "See a patient's health over time",
 			description: "Consecutive current interactions with the same outcome form one period.",
-			endpoint:    handle(200, store.GetTimeline),
+			endpoint:    newEndpoint(200, store.GetTimeline),
 			problems:    []int{404, 422, 503},
 		},
 		{
@@ -89,7 +86,7 @@ func newOperations(store *Store) []operation {
 			summary: "Read a patient's history",
 			description: "Latest first. Only current interactions, neither amended nor entered in error, unless " +
 				"`include_amended` is true.",
-			endpoint: handle(200, store.ListInteractions),
+			endpoint: newEndpoint(200, store.ListInteractions),
 			problems: []int{404, 422, 503},
 		},
 		{
@@ -100,7 +97,12 @@ func newOperations(store *Store) []operation {
 			summary: "Document an interaction",
 			description: "`occurred_at` is the current time by default. It is at most 5 minutes in the future and " +
 				"not before the birth date. " + retries,
-			endpoint: handle(201, store.DocumentInteraction),
+			endpoint: newEndpoint(201, store.DocumentInteraction),
+			example: bodyExample{
+				DoctorID: 2,
+				Outcome:  "healthy",
+				Notes:    "No palpitations since the last visit. ECG: sinus rhythm, 68/min. Bisoprolol continued.",
+			},
 			problems: []int{404, 422, 503},
 		},
 		{
@@ -110,7 +112,7 @@ func newOperations(store *Store) []operation {
 			tag:         "interactions",
 			summary:     "Read an interaction",
 			description: "Any interaction of the patient, amended or not.",
-			endpoint:    handle(200, store.GetInteraction),
+			endpoint:    newEndpoint(200, store.GetInteraction),
 			problems:    []int{404, 422, 503},
 		},
 		{
@@ -122,7 +124,12 @@ func newOperations(store *Store) []operation {
 			description: "Replaces an interaction, which stays readable. The outcome `entered_in_error` strikes it " +
 				"from the record. `occurred_at` stays the same by default. An interaction can be amended once; to " +
 				"change it again, amend the amendment. " + retries,
-			endpoint: handle(201, store.AmendInteraction),
+			endpoint: newEndpoint(201, store.AmendInteraction),
+			example: bodyExample{
+				DoctorID: 1,
+				Outcome:  "healthy",
+				Notes:    "Registration check-up. No complaints. BP 138/82 mmHg, not 128/82 as first written.",
+			},
 			problems: []int{404, 409, 422, 503},
 		},
 		{
@@ -132,7 +139,7 @@ func newOperations(store *Store) []operation {
 			tag:         "doctors",
 			summary:     "List the doctors",
 			description: "Ordered by name.",
-			endpoint:    handle(200, store.ListDoctors),
+			endpoint:    newEndpoint(200, store.ListDoctors),
 			problems:    []int{422, 503},
 		},
 		{
@@ -142,7 +149,7 @@ func newOperations(store *Store) []operation {
 			tag:         "service",
 			summary:     "Is the service running?",
 			description: "Whether the database answers or not.",
-			endpoint:    handle(200, checkLiveness),
+			endpoint:    newEndpoint(200, checkLiveness),
 		},
 		{
 			method:      "GET",
@@ -151,10 +158,17 @@ func newOperations(store *Store) []operation {
 			tag:         "service",
 			summary:     "Can the service answer requests?",
 			description: "The database answers and has the tables.",
-			endpoint:    handle(200, store.CheckReadiness),
+			endpoint:    newEndpoint(200, store.CheckReadiness),
 			problems:    []int{503},
 		},
 	}
+}
+
+// bodyExample is a body without its optional fields.
+type bodyExample struct {
+	DoctorID int64  `json:"doctor_id"`
+	Outcome  string `json:"outcome"`
+	Notes    string `json:"notes"`
 }
 
 const retries = "A request that is repeated with its `Idempotency-Key` returns the interaction created the first time."
@@ -170,6 +184,9 @@ func newHandler(store *Store, log *slog.Logger) http.Handler {
 	register := func(method, path string, handler http.Handler) {
 		mux.Handle(method+" "+path, handler)
 		methods[path] = append(methods[path], method)
+		if method == "GET" {
+			methods[path] = append(methods[path], "HEAD")
+		}
 	}
 
 	operations := newOperations(store)
@@ -187,11 +204,10 @@ func newHandler(store *Store, log *slog.Logger) http.Handler {
 	register("GET", "/docs/", swaggerUI())
 	register("GET", "/{$}", http.RedirectHandler("/docs/", http.StatusFound))
 
-	// The mux prefers the patterns above, because what follows is less specific.
+	// The mux would answer 404 and 405 in plain text. A pattern without a method is less specific than those above.
 	for path, allowed := range methods {
-		allow := strings.ReplaceAll(strings.Join(allowed, ", "), "GET", "GET, HEAD")
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Allow", allow)
+			w.Header().Set("Allow", strings.Join(allowed, ", "))
 			writeProblem(w, r, log, newProblem(http.StatusMethodNotAllowed, "This path does not support the method."))
 		})
 	}
@@ -241,8 +257,8 @@ func (w *statusRecorder) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// endpoint is what an operation does. The input is a zero value of the type that a request is decoded into, the output
-// one of the type that is answered.
+// endpoint is what an operation does. Its input and output are zero values, whose types the OpenAPI document
+// describes.
 type endpoint struct {
 	input  any
 	output any
@@ -250,22 +266,22 @@ type endpoint struct {
 	serve  func(w http.ResponseWriter, r *http.Request) error
 }
 
-// handle returns an endpoint that answers with the status and what operate returns, and also with the path of an
-// interaction that is created.
-func handle[In, Out any](status int, operate func(context.Context, In) (Out, error)) endpoint {
+// newEndpoint returns an endpoint that decodes a request, calls f with it, and answers with the status and what f
+// returns. If an interaction was created, the answer has its path in Location.
+func newEndpoint[In, Out any](status int, f func(context.Context, In) (Out, error)) endpoint {
 	var zeroInput In
 	var zeroOutput Out
 	fields := fieldsOf(zeroInput)
 
 	serve := func(w http.ResponseWriter, r *http.Request) error {
 		var input In
-		if err := decode(w, r, fields, &input); err != nil {
+		if err := decode(r, fields, &input); err != nil {
 			return err
 		}
 		// The time limit starts only now, because long notes can take a while to arrive.
 		ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
 		defer cancel()
-		output, err := operate(ctx, input)
+		output, err := f(ctx, input)
 		if err != nil {
 			return err
 		}
@@ -294,7 +310,7 @@ func writeBody(w http.ResponseWriter, status int, contentType string, body []byt
 // writeProblem answers with err if it is a Problem. Any other error is a defect of the service, which only the log
 // describes.
 func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err error) {
-	if errors.Is(r.Context().Err(), context.Canceled) {
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
 		w.WriteHeader(statusClientGone)
 		return
 	}
@@ -321,11 +337,12 @@ type field struct {
 	description string
 	isInteger   bool
 	required    bool
-	fallback    string // what counts if the field is not given; empty for none
+	defaultText string // what counts if the field is not given
 	min, max    int64  // of an integer, or of the number of characters of a text
 	trim        bool
 	enum        []string
 	pattern     *regexp.Regexp
+	maxAhead    time.Duration // of a time, from now; 0 if any time is allowed
 }
 
 // fieldsOf returns the fields of an input type, in the order in which faults are reported. It panics if a tag cannot
@@ -352,7 +369,7 @@ func newField(structField reflect.StructField, source, name string) field {
 		description: tag.Get("description"),
 		isInteger:   structField.Type.Kind() == reflect.Int64,
 		required:    tag.Get("required") == "true",
-		fallback:    tag.Get("default"),
+		defaultText: tag.Get("default"),
 		min:         numberTag(tag, 0, "minimum", "minLength"),
 		max:         numberTag(tag, math.MaxInt64, "maximum", "maxLength"),
 		trim:        tag.Get("trim") == "true",
@@ -362,6 +379,13 @@ func newField(structField reflect.StructField, source, name string) field {
 	}
 	if pattern := tag.Get("pattern"); pattern != "" {
 		f.pattern = regexp.MustCompile(pattern)
+	}
+	if maxAhead := tag.Get("maxAhead"); maxAhead != "" {
+		duration, err := time.ParseDuration(maxAhead)
+		if err != nil {
+			panic(fmt.Sprintf("tag maxAhead: %v", err))
+		}
+		f.maxAhead = duration
 	}
 	return f
 }
@@ -382,7 +406,7 @@ func numberTag(tag reflect.StructTag, fallback int64, names ...string) int64 {
 
 // decode reads the request into input, a pointer to an input type. Its error is a Problem that names every faulty
 // field.
-func decode(w http.ResponseWriter, r *http.Request, fields []field, input any) error {
+func decode(r *http.Request, fields []field, input any) error {
 	if len(fields) == 0 {
 		return nil
 	}
@@ -392,7 +416,7 @@ func decode(w http.ResponseWriter, r *http.Request, fields []field, input any) e
 	}
 	var body map[string]json.RawMessage
 	if r.Method == http.MethodPost {
-		if body, err = readBody(w, r); err != nil {
+		if body, err = readBody(r); err != nil {
 			return err
 		}
 	}
@@ -400,19 +424,27 @@ func decode(w http.ResponseWriter, r *http.Request, fields []field, input any) e
 	var faults []FieldError
 	for _, f := range fields {
 		target := reflect.ValueOf(input).Elem().FieldByIndex(f.index)
-		if err := f.decode(r, query, body, target); err != nil {
+		if err := f.set(target, r, query, body); err != nil {
 			faults = append(faults, FieldError{f.name, err.Error()})
 		}
 	}
-	unknown := slices.AppendSeq(slices.Collect(maps.Keys(query)), maps.Keys(body))
-	slices.Sort(unknown)
-	for _, name := range unknown {
-		faults = append(faults, FieldError{name, "is unknown"})
-	}
-	if len(faults) > 0 {
+	if faults = append(faults, unknownFields(query, body)...); len(faults) > 0 {
 		return validationProblem(faults...)
 	}
 	return nil
+}
+
+// unknownFields returns a fault for each name that is left in the query or the body once the known ones were taken.
+func unknownFields(query url.Values, body map[string]json.RawMessage) []FieldError {
+	var faults []FieldError
+	for name := range query {
+		faults = append(faults, FieldError{name, "is not a query parameter of this operation"})
+	}
+	for name := range body {
+		faults = append(faults, FieldError{name, "is not a field of this body"})
+	}
+	slices.SortFunc(faults, func(a, b FieldError) int { return strings.Compare(a.Field, b.Field) })
+	return faults
 }
 
 func readQuery(r *http.Request) (url.Values, error) {
@@ -426,13 +458,13 @@ func readQuery(r *http.Request) (url.Values, error) {
 	return query, nil
 }
 
-func readBody(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessage, error) {
+func readBody(r *http.Request) (map[string]json.RawMessage, error) {
 	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || mediaType != "application/json" {
 		return nil, newProblem(http.StatusUnsupportedMediaType, "The Content-Type must be application/json.")
 	}
 
-	content, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+	content, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBodyBytes))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return nil, newProblem(http.StatusRequestEntityTooLarge, "The body must have at most 128 KiB.")
 	}
@@ -447,9 +479,9 @@ func readBody(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessag
 	return body, nil
 }
 
-// decode sets target, a field of the input, to what the request has. Its errors are written for the client.
-func (f field) decode(r *http.Request, query url.Values, body map[string]json.RawMessage, target reflect.Value) error {
-	values, err := f.values(r, query, body)
+// set sets target, a field of the input, to what the request has. Its errors are written for the client.
+func (f field) set(target reflect.Value, r *http.Request, query url.Values, body map[string]json.RawMessage) error {
+	values, err := f.take(r, query, body)
 	switch {
 	case err != nil:
 		return err
@@ -457,8 +489,8 @@ func (f field) decode(r *http.Request, query url.Values, body map[string]json.Ra
 		return errors.New("must be given only once")
 	case len(values) == 1:
 		return f.parse(values[0], target)
-	case f.fallback != "":
-		return f.parse(f.fallback, target)
+	case f.defaultText != "":
+		return f.parse(f.defaultText, target)
 	case f.required:
 		return errors.New("is required")
 	default:
@@ -466,9 +498,8 @@ func (f field) decode(r *http.Request, query url.Values, body map[string]json.Ra
 	}
 }
 
-// values returns what the request has for the field. It removes the field from the query or the body, so that only
-// unknown names are left over.
-func (f field) values(r *http.Request, query url.Values, body map[string]json.RawMessage) ([]string, error) {
+// take returns what the request has for the field, and removes it from the query or the body.
+func (f field) take(r *http.Request, query url.Values, body map[string]json.RawMessage) ([]string, error) {
 	switch f.source {
 	case "path":
 		return []string{r.PathValue(f.name)}, nil
@@ -498,24 +529,28 @@ func (f field) values(r *http.Request, query url.Values, body map[string]json.Ra
 	return []string{text}, nil
 }
 
-// parse sets target, a field of an input, to the value of text. Errors of parse are written for the client.
+// parse sets target to the value of text.
 func (f field) parse(text string, target reflect.Value) (err error) {
-	switch target := target.Addr().Interface().(type) {
+	switch value := target.Addr().Interface().(type) {
 	case *int64:
-		*target, err = f.parseInteger(text)
+		*value, err = f.parseInteger(text)
 	case *string:
-		*target, err = f.parseText(text)
+		*value, err = f.parseText(text)
 	case *bool:
-		*target = text == "true"
-		if text != "true" && text != "false" {
-			err = errors.New("must be true or false")
-		}
+		*value, err = parseBool(text)
 	case **time.Time:
-		*target, err = f.parseTime(text)
+		*value, err = f.parseTime(text)
 	default:
-		panic(fmt.Sprintf("field %s has a type that cannot be decoded: %T", f.name, target))
+		panic(fmt.Sprintf("field %s has a type that cannot be decoded: %T", f.name, value))
 	}
 	return err
+}
+
+func parseBool(text string) (bool, error) {
+	if text != "true" && text != "false" {
+		return false, errors.New("must be true or false")
+	}
+	return text == "true", nil
 }
 
 func (f field) parseInteger(text string) (int64, error) {
@@ -550,15 +585,17 @@ func (f field) parseText(text string) (string, error) {
 	return text, nil
 }
 
-// parseTime cuts what is finer than a microsecond, as PostgreSQL does. Only an interaction can have a time in the
-// body.
+// rfc3339 matches the form of a time more strictly than time.Parse, which accepts the offset +24:00, for example.
+var rfc3339 = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
+// parseTime cuts times to microseconds, which is what PostgreSQL keeps, so that a repeated request compares equal.
 func (f field) parseTime(text string) (*time.Time, error) {
 	parsed, err := time.Parse(time.RFC3339, text)
-	if err != nil {
+	if err != nil || !rfc3339.MatchString(text) {
 		return nil, errors.New("must be a time with an offset, such as 2024-05-13T09:30:00Z")
 	}
-	if f.source == "json" && time.Until(parsed) > maxAhead {
-		return nil, fmt.Errorf("must be at most %.0f minutes in the future", maxAhead.Minutes())
+	if f.maxAhead > 0 && time.Until(parsed) > f.maxAhead {
+		return nil, fmt.Errorf("must be at most %.0f minutes in the future", f.maxAhead.Minutes())
 	}
 	parsed = parsed.Truncate(time.Microsecond)
 	return &parsed, nil

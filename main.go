@@ -80,7 +80,8 @@ func run() error {
 
 // runDemo runs the service on a throwaway PostgreSQL with sample data.
 func runDemo(addr string) error {
-	// PostgreSQL must not be left behind when the terminal is closed, or when another program that reads the log ends.
+	// PostgreSQL must not be left behind if the terminal is closed (SIGHUP), or if the program ends that reads the log
+	// from a pipe (SIGPIPE).
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
 	signal.Ignore(syscall.SIGPIPE)
@@ -98,7 +99,7 @@ func runDemo(addr string) error {
 	return runService(ctx, addr, postgres.databaseURL("patient_interactions")+"&pool_max_conns=16")
 }
 
-// runService serves the database until ctx is done.
+// runService runs the service until ctx is done.
 func runService(ctx context.Context, addr, databaseURL string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	store, err := OpenStore(ctx, databaseURL)

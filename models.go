@@ -67,7 +67,7 @@ type Page[T any] struct {
 	NextCursor *string `json:"next_cursor" required:"true" examples:"[null]"`
 }
 
-// Health says that the service, or the database too, is well.
+// Health is the answer of /livez and /readyz.
 type Health struct {
 	Status string `json:"status" required:"true" enum:"ok"`
 }
@@ -93,9 +93,9 @@ func newProblem(status int, detail string) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail}
 }
 
-func validationProblem(errors ...FieldError) *Problem {
+func validationProblem(faults ...FieldError) *Problem {
 	p := newProblem(http.StatusUnprocessableEntity, "Validation failed; see errors.")
-	p.Errors = errors
+	p.Errors = faults
 	return p
 }
 
@@ -107,8 +107,14 @@ func (p *Problem) Error() string {
 	return fmt.Sprintf("%s: %v", p.Detail, p.cause)
 }
 
-// The types below are the inputs of operations. Their tags say where a field comes from and what it may contain. The
-// OpenAPI document shows these limits, and decode checks them.
+// Unwrap returns the cause.
+func (p *Problem) Unwrap() error {
+	return p.cause
+}
+
+// The types below are the inputs of operations. Their tags say where a field comes from and what it may contain.
+// decode checks these limits, and the OpenAPI document shows them. The description of a field with a pattern also
+// completes the error "must be …". The tags format, nullable and additionalProperties are for the document only.
 
 // Paging selects a page of a list.
 type Paging struct {
@@ -138,11 +144,11 @@ type InteractionPath struct {
 // InteractionFilter selects interactions of a patient. All filters that are given must match.
 type InteractionFilter struct {
 	PatientPath
-	Outcome        string     `query:"outcome" enum:"healthy,unhealthy,entered_in_error" description:"outcome"`
+	Outcome        string     `query:"outcome" enum:"healthy,unhealthy,entered_in_error" description:"the outcome"`
 	DoctorID       int64      `query:"doctor_id" minimum:"1" description:"doctor who documented it"`
-	From           *time.Time `query:"from" nullable:"false" description:"earliest occurred_at, inclusive"`
-	To             *time.Time `query:"to" nullable:"false" description:"latest occurred_at, exclusive"`
-	IncludeAmended bool       `query:"include_amended" default:"false" description:"also those not current"`
+	From           *time.Time `query:"from" nullable:"false" description:"only those that occurred then or later"`
+	To             *time.Time `query:"to" nullable:"false" description:"only those that occurred earlier"`
+	IncludeAmended bool       `query:"include_amended" default:"false" description:"not only current interactions"`
 	Paging
 }
 
@@ -151,24 +157,24 @@ type IdempotencyKey struct {
 	Key string `header:"Idempotency-Key" pattern:"^[!-~]{1,255}$" description:"1 to 255 visible ASCII characters"`
 }
 
-// NewInteraction is an interaction to document. OccurredAt is nil if it occurs now.
+// NewInteraction is an interaction to document. A nil OccurredAt means now.
 type NewInteraction struct {
 	PatientPath
 	IdempotencyKey
 	DoctorID   int64      `json:"doctor_id" required:"true" minimum:"1"`
 	Outcome    string     `json:"outcome" required:"true" enum:"healthy,unhealthy"`
 	Notes      string     `json:"notes" required:"true" minLength:"1" maxLength:"10000" trim:"true"`
-	OccurredAt *time.Time `json:"occurred_at,omitempty" nullable:"false"`
+	OccurredAt *time.Time `json:"occurred_at,omitempty" nullable:"false" maxAhead:"5m"`
 	_          struct{}   `additionalProperties:"false"`
 }
 
-// NewAmendment is an interaction to replace another one with. OccurredAt is nil if that of the other one stays.
+// NewAmendment is an interaction that replaces another one. A nil OccurredAt means the time of the replaced one.
 type NewAmendment struct {
 	InteractionPath
 	IdempotencyKey
 	DoctorID   int64      `json:"doctor_id" required:"true" minimum:"1"`
 	Outcome    string     `json:"outcome" required:"true" enum:"healthy,unhealthy,entered_in_error"`
 	Notes      string     `json:"notes" required:"true" minLength:"1" maxLength:"10000" trim:"true"`
-	OccurredAt *time.Time `json:"occurred_at,omitempty" nullable:"false"`
+	OccurredAt *time.Time `json:"occurred_at,omitempty" nullable:"false" maxAhead:"5m"`
 	_          struct{}   `additionalProperties:"false"`
 }

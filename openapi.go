@@ -25,7 +25,7 @@ Open these operations and press *Execute*; nothing needs editing. **See a patien
 Nothing is ever changed or deleted: an amendment replaces an interaction, which stays readable. Every response has ` +
 	"an `X-Request-Id`, which is in the log of the service too."
 
-// anyClientError documents the status 4XX. The value is that of openapi.ContentUnit.HTTPStatus.
+// anyClientError is how openapi-go is told the status 4XX.
 const anyClientError = 4
 
 // problemDescriptions says what the errors of operations mean.
@@ -39,29 +39,7 @@ var problemDescriptions = map[int]string{
 		"application/json (415).",
 }
 
-// bodyExample is what Swagger UI sends in a POST unless it is edited. Optional fields are left out.
-type bodyExample struct {
-	DoctorID int64  `json:"doctor_id"`
-	Outcome  string `json:"outcome"`
-	Notes    string `json:"notes"`
-}
-
-// bodyExamples has the examples by the id of the operation.
-var bodyExamples = map[string]bodyExample{
-	"documentInteraction": {
-		DoctorID: 2,
-		Outcome:  "healthy",
-		Notes:    "No palpitations since the last visit. ECG: sinus rhythm, 68/min. Bisoprolol continued.",
-	},
-	"amendInteraction": {
-		DoctorID: 1,
-		Outcome:  "healthy",
-		Notes:    "New patient, registration check-up. No complaints. BP 138/82 mmHg, not 128/82 as first written.",
-	},
-}
-
-// newDocument returns the OpenAPI document of the operations as JSON. It panics if the operations contradict each
-// other, which shows at the first start.
+// newDocument returns the OpenAPI document of the operations as JSON. It panics if an operation cannot be described.
 func newDocument(operations []operation) []byte {
 	r := openapi31.NewReflector()
 	r.Spec.Info.WithTitle("Patient interactions").WithVersion("1.0.0").WithDescription(intro)
@@ -110,7 +88,7 @@ func addOperation(r *openapi31.Reflector, op operation) error {
 	oc.SetDescription(op.description)
 	oc.AddReqStructure(op.endpoint.input)
 	oc.AddRespStructure(op.endpoint.output, openapi.WithHTTPStatus(op.endpoint.status))
-	for _, status := range append(op.problems, anyClientError) {
+	for _, status := range slices.Concat(op.problems, []int{anyClientError}) {
 		addProblem(oc, status)
 	}
 	if err := r.AddOperation(oc); err != nil {
@@ -118,14 +96,14 @@ func addOperation(r *openapi31.Reflector, op operation) error {
 	}
 
 	// What cannot be said with tags is added afterwards.
-	operation := oc.(openapi31.OperationExposer).Operation()
-	arrangeParameters(operation.Parameters)
-	if operation.RequestBody != nil {
-		operation.RequestBody.RequestBody.WithRequired(true)
-		setExample(operation.RequestBody.RequestBody.Content, "application/json", bodyExamples[op.id])
+	described := oc.(openapi31.OperationExposer).Operation()
+	arrangeParameters(described.Parameters)
+	if described.RequestBody != nil {
+		described.RequestBody.RequestBody.WithRequired(true)
+		setExample(described.RequestBody.RequestBody.Content, "application/json", op.example)
 	}
 	if op.endpoint.status == http.StatusCreated {
-		created := operation.Responses.MapOfResponseOrReferenceValues[strconv.Itoa(http.StatusCreated)]
+		created := described.Responses.MapOfResponseOrReferenceValues[strconv.Itoa(http.StatusCreated)]
 		setHeader(created.Response, "Location", "string", "path of the new interaction")
 	}
 	return nil
@@ -159,8 +137,8 @@ func exampleProblem(status int) *Problem {
 	}
 }
 
-// arrangeParameters orders parameters by their place: path, query, header. It moves their examples from the schema,
-// where Swagger UI does not look for them.
+// arrangeParameters orders parameters by their place: path, query, header. In their schemas it deletes the
+// description, which is a copy, and the example, which it moves to where Swagger UI looks for it.
 func arrangeParameters(parameters []openapi31.ParameterOrReference) {
 	places := []openapi31.ParameterIn{
 		openapi31.ParameterInPath,

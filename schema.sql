@@ -93,9 +93,9 @@ SELECT i.*,
        (SELECT a.id FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id) AS amended_by
 FROM   interactions i;
 
--- The interactions that count: neither amended nor entered in error. The columns are those of all_interactions, so that
--- one query can read either view. A scalar sub-select lets PostgreSQL read a history in the order of its index; with
--- NOT EXISTS it may join and sort all of it.
+-- The interactions that count: neither amended nor entered in error. The columns are those of all_interactions, so
+-- that one query can read either view. A scalar sub-select lets PostgreSQL read a history in the order of its index;
+-- with NOT EXISTS it may join and sort all of it.
 CREATE VIEW current_interactions AS
 SELECT i.*,
        NULL::bigint AS amended_by
@@ -138,15 +138,15 @@ BEGIN
     ORDER BY i.occurred_at DESC, i.id DESC
     LIMIT    1;
 
-    -- Update the row even if nothing changes: a concurrent REPEATABLE READ writer, who cannot see this interaction,
-    -- then fails.
+    -- A concurrent REPEATABLE READ writer cannot see this interaction. This update makes that writer fail, even if it
+    -- changes nothing.
     UPDATE patients
     SET    health_status = coalesce(latest.status, 'unknown'), last_interaction_at = latest.occurred_at
     WHERE  id = NEW.patient_id;
     RETURN NULL;
 END $$;
 
--- Otherwise any role could run this function as its owner, by a trigger on a table of its own.
+-- Otherwise any role could attach this function to a table of its own, and so run it as the owner.
 REVOKE EXECUTE ON FUNCTION apply_to_patient() FROM PUBLIC;
 
 CREATE TRIGGER interactions_apply_to_patient

@@ -22,7 +22,8 @@ import (
 const (
 	connectTimeout = 2 * time.Second
 
-	// statementTimeout is shorter than answerTimeout, so that PostgreSQL gives up first, which keeps the connection.
+	// statementTimeout is shorter than answerTimeout, so that PostgreSQL cancels a statement before the service closes
+	// its connection.
 	statementTimeout = 3500 * time.Millisecond
 
 	// lockTimeout is how long a write waits for other writes of the same patient.
@@ -42,8 +43,8 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 		return nil, fmt.Errorf("read DATABASE_URL: %w", err)
 	}
 	config.ConnConfig.ConnectTimeout = connectTimeout
-	config.ConnConfig.RuntimeParams["statement_timeout"] = statementTimeout.String()
-	config.ConnConfig.RuntimeParams["lock_timeout"] = lockTimeout.String()
+	config.ConnConfig.RuntimeParams["statement_timeout"] = milliseconds(statementTimeout)
+	config.ConnConfig.RuntimeParams["lock_timeout"] = milliseconds(lockTimeout)
 	config.ConnConfig.RuntimeParams["datestyle"] = "ISO" // for birth_date::text
 	config.AfterConnect = scanTimesInUTC
 
@@ -52,6 +53,10 @@ func OpenStore(ctx context.Context, url string) (*Store, error) {
 		return nil, fmt.Errorf("open the connection pool: %w", err)
 	}
 	return &Store{pool}, nil
+}
+
+func milliseconds(d time.Duration) string {
+	return strconv.FormatInt(d.Milliseconds(), 10)
 }
 
 // scanTimesInUTC replaces pgx's default, which is the local time zone.
@@ -64,7 +69,7 @@ func scanTimesInUTC(_ context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// Close closes the connections once they are idle.
+// Close waits until no statement runs, and closes all connections.
 func (s *Store) Close() {
 	s.pool.Close()
 }
@@ -77,9 +82,6 @@ func (s *Store) CheckReadiness(ctx context.Context, _ struct{}) (Health, error) 
 	return Health{"ok"}, nil
 }
 
-// Statements about one patient compare patient_id, or patients.id, with a parameter. A distributed PostgreSQL can
-// then run them on the node that has the patient.
-
 // ListDoctors returns a page of the doctors, ordered by name.
 func (s *Store) ListDoctors(ctx context.Context, in Paging) (Page[Doctor], error) {
 	query := "SELECT id, name, specialty FROM doctors"
@@ -88,12 +90,13 @@ func (s *Store) ListDoctors(ctx context.Context, in Paging) (Page[Doctor], error
 		query += " WHERE (name, id) > (SELECT name, id FROM doctors WHERE id = @cursor)"
 		args["cursor"] = in.Cursor
 	}
-	query += " ORDER BY name, id" + limit(in)
+	query += " ORDER BY name, id"
 
-	doctors, err := collect(ctx, s, pgx.RowToStructByPos[Doctor], query, args)
-	return newPage(doctors, in.Limit, func(d Doctor) int64 { return d.ID }), err
+	id := func(d Doctor) int64 { return d.ID }
+	return collectPage(ctx, s, in.Limit, id, pgx.RowToStructByPos[Doctor], query, args)
 }
 
+// selectPatients has its columns in the order of the fields of Patient.
 const selectPatients = `
 	SELECT p.id, p.name, p.birth_date::text, p.health_status, p.last_interaction_at
 	FROM   patients p
@@ -121,15 +124,16 @@ func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (Page[Patien
 		query += " AND (p.name, p.id) > (SELECT c.name, c.id FROM patients c WHERE c.id = @cursor)"
 		args["cursor"] = in.Cursor
 	}
-	query += " ORDER BY p.name, p.id" + limit(in.Paging)
+	query += " ORDER BY p.name, p.id"
 
-	// A search is planned for its words: the plan for any words would read all names.
+	// The generic plan of a prepared statement does not know the words, so it cannot use the index of trigrams. pgx
+	// takes a mode in front of the arguments.
 	mode := pgx.QueryExecModeCacheStatement
 	if in.Search != "" {
 		mode = pgx.QueryExecModeCacheDescribe
 	}
-	patients, err := collect(ctx, s, pgx.RowToStructByPos[Patient], query, mode, args)
-	return newPage(patients, in.Limit, func(p Patient) int64 { return p.ID }), err
+	id := func(p Patient) int64 { return p.ID }
+	return collectPage(ctx, s, in.Limit, id, pgx.RowToStructByPos[Patient], query, mode, args)
 }
 
 // escapeLike makes the wildcards of LIKE ordinary characters.
@@ -139,15 +143,19 @@ var escapeLike = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
 func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error) {
 	query := selectPatients + " AND p.id = @patient_id"
 	args := pgx.NamedArgs{"patient_id": in.PatientID}
-	return one(ctx, s, noPatient(in.PatientID), pgx.RowToStructByPos[Patient], query, args)
+	return collectOne(ctx, s, noPatient(in.PatientID), pgx.RowToStructByPos[Patient], query, args)
 }
 
-// selectInteractions reads interactions from a view, or from what an INSERT returned.
-const selectInteractions = `
-	SELECT i.id, i.patient_id, d.id, d.name, i.occurred_at, i.recorded_at, i.outcome, i.notes, i.amends, i.amended_by
-	FROM   %s i
-	JOIN   doctors d ON d.id = i.doctor_id
-	WHERE  i.patient_id = @patient_id`
+// selectInteractions returns a statement that selects a patient's interactions from a view, or from the rows that an
+// INSERT returns. It compares patient_id with a parameter, so that a distributed PostgreSQL asks only one node.
+func selectInteractions(from string) string {
+	return `
+		SELECT    i.id, i.patient_id, i.doctor_id, coalesce(d.name, ''), i.occurred_at, i.recorded_at,
+		          i.outcome, i.notes, i.amends, i.amended_by
+		FROM      ` + from + ` i
+		LEFT JOIN doctors d ON d.id = i.doctor_id
+		WHERE     i.patient_id = @patient_id`
+}
 
 func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
 	err = row.Scan(&i.ID, &i.PatientID, &i.Doctor.ID, &i.Doctor.Name, &i.OccurredAt, &i.RecordedAt,
@@ -161,7 +169,7 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 	if in.IncludeAmended {
 		view = "all_interactions"
 	}
-	query := fmt.Sprintf(selectInteractions, view)
+	query := selectInteractions(view)
 	args := pgx.NamedArgs{"patient_id": in.PatientID}
 	if in.Outcome != "" {
 		query += " AND i.outcome = @outcome"
@@ -184,40 +192,42 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 			SELECT c.occurred_at, c.id FROM interactions c WHERE c.patient_id = @patient_id AND c.id = @cursor)`
 		args["cursor"] = in.Cursor
 	}
-	query += " ORDER BY i.occurred_at DESC, i.id DESC" + limit(in.Paging)
+	query += " ORDER BY i.occurred_at DESC, i.id DESC"
 
-	interactions, err := collect(ctx, s, scanInteraction, query, args)
-	if err == nil && len(interactions) == 0 {
+	id := func(i Interaction) int64 { return i.ID }
+	page, err := collectPage(ctx, s, in.Limit, id, scanInteraction, query, args)
+	if err == nil && len(page.Items) == 0 {
 		_, err = s.GetPatient(ctx, in.PatientPath) // is there such a patient?
 	}
-	return newPage(interactions, in.Limit, func(i Interaction) int64 { return i.ID }), err
+	return page, err
 }
 
 // GetInteraction returns an interaction, whether it is current or not.
 func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interaction, error) {
-	query := fmt.Sprintf(selectInteractions, "all_interactions") + " AND i.id = @id"
+	query := selectInteractions("all_interactions") + " AND i.id = @id"
 	args := pgx.NamedArgs{"patient_id": in.PatientID, "id": in.InteractionID}
-	missing := fmt.Sprintf("Patient %d has no interaction %d.", in.PatientID, in.InteractionID)
-	return one(ctx, s, newProblem(http.StatusNotFound, missing), scanInteraction, query, args)
+	detail := fmt.Sprintf("Patient %d has no interaction %d.", in.PatientID, in.InteractionID)
+	return collectOne(ctx, s, newProblem(http.StatusNotFound, detail), scanInteraction, query, args)
 }
 
-// selectPeriods numbers the interactions twice: all of them, and those with the same outcome. The difference stays
-// the same within a period.
+// selectPeriods is the usual query for "gaps and islands". It numbers the interactions twice: all of them, and those
+// with the same outcome. The difference of the two numbers stays the same within a period. The columns are in the
+// order of the fields of Period.
 const selectPeriods = `
 	SELECT   outcome,
-	         min(occurred_at) AS "from",
-	         lead(min(occurred_at)) OVER (ORDER BY min(number)) AS "to",
-	         count(*) AS interactions
+	         min(occurred_at),
+	         lead(min(occurred_at)) OVER (ORDER BY min(position)),
+	         count(*)
 	FROM     (
 		SELECT outcome,
 		       occurred_at,
-		       row_number() OVER (ORDER BY occurred_at, id) AS number,
-		       row_number() OVER (PARTITION BY outcome ORDER BY occurred_at, id) AS number_in_outcome
+		       row_number() OVER (ORDER BY occurred_at, id) AS position,
+		       row_number() OVER (PARTITION BY outcome ORDER BY occurred_at, id) AS position_in_outcome
 		FROM   current_interactions
 		WHERE  patient_id = @patient_id
 	) numbered
-	GROUP BY outcome, number - number_in_outcome
-	ORDER BY min(number)`
+	GROUP BY outcome, position - position_in_outcome
+	ORDER BY min(position)`
 
 // GetTimeline returns a patient's health over time.
 func (s *Store) GetTimeline(ctx context.Context, in PatientPath) (Timeline, error) {
@@ -235,7 +245,7 @@ func (s *Store) GetTimeline(ctx context.Context, in PatientPath) (Timeline, erro
 
 // DocumentInteraction adds an interaction to a patient's history.
 func (s *Store) DocumentInteraction(ctx context.Context, in NewInteraction) (Interaction, error) {
-	return s.insert(ctx, newRow{
+	return s.insert(ctx, insertion{
 		patientID:      in.PatientID,
 		doctorID:       in.DoctorID,
 		outcome:        in.Outcome,
@@ -251,7 +261,7 @@ func (s *Store) AmendInteraction(ctx context.Context, in NewAmendment) (Interact
 	if err != nil {
 		return Interaction{}, err
 	}
-	return s.insert(ctx, newRow{
+	return s.insert(ctx, insertion{
 		patientID:         in.PatientID,
 		doctorID:          in.DoctorID,
 		outcome:           in.Outcome,
@@ -263,14 +273,15 @@ func (s *Store) AmendInteraction(ctx context.Context, in NewAmendment) (Interact
 	})
 }
 
-// newRow is a row to insert into interactions, as a request asks for it.
-type newRow struct {
+// insertion is what a request asks to insert. The default of occurred_at is kept apart, because a repeated request
+// without a time matches any time.
+type insertion struct {
 	patientID         int64
 	doctorID          int64
 	outcome           string
 	notes             string
-	occurredAt        *time.Time // nil if the request does not say
-	defaultOccurredAt *time.Time // nil for now
+	occurredAt        *time.Time // nil if the request has none
+	defaultOccurredAt *time.Time // nil means now
 	amends            *int64
 	idempotencyKey    string
 }
@@ -281,58 +292,58 @@ var insertInteraction = `
 		VALUES (@patient_id, @doctor_id, coalesce(@occurred_at, @default_occurred_at, now()), @outcome, @notes, @amends,
 		        nullif(@idempotency_key, ''))
 		RETURNING *, NULL::bigint AS amended_by
-	)` + fmt.Sprintf(selectInteractions, "new")
+	)` + selectInteractions("new")
 
-// insert inserts a row and returns the new interaction. If the request is repeated, it returns that of the first
-// time. The database has the rules: the name of the one that the row violates decides what the client is told.
-func (s *Store) insert(ctx context.Context, row newRow) (Interaction, error) {
+// insert inserts an interaction and returns it. If the key was used for the same request before, it returns the
+// interaction that was inserted then. The database checks the rules: the name of the violated one decides the answer.
+func (s *Store) insert(ctx context.Context, in insertion) (Interaction, error) {
 	args := pgx.NamedArgs{
-		"patient_id":          row.patientID,
-		"doctor_id":           row.doctorID,
-		"occurred_at":         row.occurredAt,
-		"default_occurred_at": row.defaultOccurredAt,
-		"outcome":             row.outcome,
-		"notes":               row.notes,
-		"amends":              row.amends,
-		"idempotency_key":     row.idempotencyKey,
+		"patient_id":          in.patientID,
+		"doctor_id":           in.doctorID,
+		"occurred_at":         in.occurredAt,
+		"default_occurred_at": in.defaultOccurredAt,
+		"outcome":             in.outcome,
+		"notes":               in.notes,
+		"amends":              in.amends,
+		"idempotency_key":     in.idempotencyKey,
 	}
-	created, err := collect(ctx, s, scanInteraction, insertInteraction, args)
+	created, err := collectOne(ctx, s, noPatient(in.patientID), scanInteraction, insertInteraction, args)
 	switch {
-	case err == nil:
-		return created[0], nil
+	case err == nil && created.Doctor.Name == "":
+		// The statement had to wait, and the doctor was added after it had begun.
+		return s.GetInteraction(ctx, InteractionPath{PatientPath{in.patientID}, created.ID})
 	case violates(err, "interactions_patient"):
-		return Interaction{}, noPatient(row.patientID)
+		return Interaction{}, noPatient(in.patientID)
 	case violates(err, "interactions_doctor"):
 		return Interaction{}, validationProblem(FieldError{"doctor_id", "must be the id of a doctor"})
-	case violates(err, "occurred_at_not_before_birth"), violates(err, "occurred_at_has_four_digit_year"):
+	case violates(err, "occurred_at_not_before_birth"),
+		violates(err, "occurred_at_has_four_digit_year"): // it is before the year 1
 		fault := FieldError{"occurred_at", "must not be before the patient's birth date"}
 		return Interaction{}, validationProblem(fault)
 	case violates(err, "interactions_idempotency_key"), violates(err, "interactions_amended_once"):
-		return s.resolveConflict(ctx, row)
+		return s.resolveConflict(ctx, in)
 	default:
-		return Interaction{}, err
+		return created, err
 	}
 }
 
-// resolveConflict handles a row whose key was used before, or whose amended interaction was amended before. A repeated
-// amendment is both.
-func (s *Store) resolveConflict(ctx context.Context, row newRow) (Interaction, error) {
-	if row.idempotencyKey != "" {
-		query := fmt.Sprintf(selectInteractions, "all_interactions") + " AND i.idempotency_key = @key"
-		args := pgx.NamedArgs{"patient_id": row.patientID, "key": row.idempotencyKey}
-		found, err := collect(ctx, s, scanInteraction, query, args)
-		if err != nil {
-			return Interaction{}, err
-		}
-		if len(found) > 0 && row.describes(found[0]) {
-			return found[0], nil
-		}
-		if len(found) > 0 {
-			return Interaction{}, validationProblem(FieldError{"Idempotency-Key", "was used for another request"})
-		}
+// resolveConflict answers a request whose key was used before, or which amends an interaction that is amended already.
+// A repeated amendment is both, and PostgreSQL reports only one, so the key is looked up first.
+func (s *Store) resolveConflict(ctx context.Context, in insertion) (Interaction, error) {
+	query := selectInteractions("all_interactions") + " AND i.idempotency_key = @key"
+	args := pgx.NamedArgs{"patient_id": in.patientID, "key": in.idempotencyKey}
+	found, err := collect(ctx, s, scanInteraction, query, args)
+	switch {
+	case err != nil:
+		return Interaction{}, err
+	case len(found) > 0 && in.describes(found[0]):
+		return found[0], nil
+	case len(found) > 0:
+		return Interaction{}, validationProblem(FieldError{"Idempotency-Key", "was used for another request"})
 	}
 
-	amended, err := s.GetInteraction(ctx, InteractionPath{PatientPath{row.patientID}, *row.amends})
+	// The key is not the conflict, so it is the amended interaction.
+	amended, err := s.GetInteraction(ctx, InteractionPath{PatientPath{in.patientID}, *in.amends})
 	if err != nil {
 		return Interaction{}, err
 	}
@@ -341,31 +352,15 @@ func (s *Store) resolveConflict(ctx context.Context, row newRow) (Interaction, e
 	return Interaction{}, newProblem(http.StatusConflict, detail)
 }
 
-// describes reports whether i is the interaction that the row asks for. Without a time the row matches any time.
-func (row newRow) describes(i Interaction) bool {
-	sameTime := row.occurredAt == nil || row.occurredAt.Equal(i.OccurredAt)
-	return sameTime && row.doctorID == i.Doctor.ID && row.outcome == i.Outcome && row.notes == i.Notes &&
-		reflect.DeepEqual(row.amends, i.Amends)
+// describes reports whether i is the interaction that the request asks for.
+func (in insertion) describes(i Interaction) bool {
+	sameTime := in.occurredAt == nil || in.occurredAt.Equal(i.OccurredAt)
+	return sameTime && in.doctorID == i.Doctor.ID && in.outcome == i.Outcome && in.notes == i.Notes &&
+		reflect.DeepEqual(in.amends, i.Amends)
 }
 
 func noPatient(id int64) *Problem {
 	return newProblem(http.StatusNotFound, fmt.Sprintf("There is no patient %d.", id))
-}
-
-// limit asks for one item more than the page has, which tells whether there is a next page. The number is in the text
-// of the statement and not a parameter, because PostgreSQL plans a statement once for a number that it knows.
-func limit(in Paging) string {
-	return fmt.Sprintf(" LIMIT %d", in.Limit+1)
-}
-
-// newPage returns the first items as a page, whose cursor is the id of its last item if there are more items.
-func newPage[T any](items []T, limit int64, id func(T) int64) Page[T] {
-	if int64(len(items)) <= limit {
-		return Page[T]{Items: items}
-	}
-	items = items[:limit]
-	cursor := strconv.FormatInt(id(items[limit-1]), 10)
-	return Page[T]{Items: items, NextCursor: &cursor}
 }
 
 // collect returns the rows of a query.
@@ -381,26 +376,43 @@ func collect[T any](ctx context.Context, s *Store, scan pgx.RowToFunc[T], query 
 	return items, nil
 }
 
-// one returns the only row of a query, or the problem missing if there is none.
-func one[T any](
+// collectOne returns the only row of a query, or the problem missing if there is none.
+func collectOne[T any](
 	ctx context.Context, s *Store, missing *Problem, scan pgx.RowToFunc[T], query string, args pgx.NamedArgs,
-) (T, error) {
+) (item T, err error) {
 	items, err := collect(ctx, s, scan, query, args)
-	if err == nil && len(items) == 0 {
-		err = missing
-	}
 	if err != nil {
-		var none T
-		return none, err
+		return item, err
+	}
+	if len(items) == 0 {
+		return item, missing
 	}
 	return items[0], nil
 }
 
-// violates reports whether err says that a row violates a constraint or a unique index. It looks for the name in the
+// collectPage returns the first rows of a query as a page. It asks for one row more than the limit, to see whether
+// there is a next page, whose cursor is the id of the last item. The limit is in the text of the statement, because
+// PostgreSQL would have to guess a parameter in its generic plan.
+func collectPage[T any](
+	ctx context.Context, s *Store, limit int64, id func(T) int64, scan pgx.RowToFunc[T], query string, args ...any,
+) (Page[T], error) {
+	items, err := collect(ctx, s, scan, fmt.Sprintf("%s LIMIT %d", query, limit+1), args...)
+	if err != nil {
+		return Page[T]{}, err
+	}
+	if int64(len(items)) <= limit {
+		return Page[T]{Items: items}, nil
+	}
+	items = items[:limit]
+	cursor := strconv.FormatInt(id(items[limit-1]), 10)
+	return Page[T]{Items: items, NextCursor: &cursor}, nil
+}
+
+// violates reports whether err says that a row violates a rule of the schema. It looks for the name of the rule in the
 // message, because Citus, a distributed PostgreSQL, reports it nowhere else.
-func violates(err error, constraint string) bool {
+func violates(err error, rule string) bool {
 	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && strings.Contains(pgErr.Message, constraint)
+	return ok && strings.HasPrefix(pgErr.Code, "23") && strings.Contains(pgErr.Message, rule)
 }
 
 // temporaryCodes are the SQLSTATEs of errors that pass: connections, resources, shut-down or time limit, I/O, a
