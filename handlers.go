@@ -29,7 +29,7 @@ const (
 	// maxBodyBytes leaves room for the longest notes, with every character escaped.
 	maxBodyBytes = 128 << 10
 
-	// statusClientGone is logged if the client hung up before the answer. nginx introduced this number.
+	// statusClientGone is logged if the client hung up while it waited for the answer. The number comes from nginx.
 	statusClientGone = 499
 )
 
@@ -43,7 +43,7 @@ type operation struct {
 	description string
 	endpoint    endpoint
 	example     any   // a body for POST, which Swagger UI suggests
-	problems    []int // the statuses that the document lists one by one; all others are 4XX there
+	problems    []int // the errors that the document lists one by one; other client errors are 4XX
 }
 
 func newOperations(store *Store) []operation {
@@ -335,7 +335,7 @@ type field struct {
 	source      string // path, query, header or json
 	name        string
 	description string
-	isInteger   bool
+	isString    bool // in JSON
 	required    bool
 	defaultText string // what counts if the field is not given
 	min, max    int64  // of an integer, or of the number of characters of a text
@@ -367,12 +367,18 @@ func newField(structField reflect.StructField, source, name string) field {
 		source:      source,
 		name:        name,
 		description: tag.Get("description"),
-		isInteger:   structField.Type.Kind() == reflect.Int64,
 		required:    tag.Get("required") == "true",
 		defaultText: tag.Get("default"),
 		min:         numberTag(tag, 0, "minimum", "minLength"),
 		max:         numberTag(tag, math.MaxInt64, "maximum", "maxLength"),
 		trim:        tag.Get("trim") == "true",
+	}
+	switch structField.Type {
+	case reflect.TypeFor[string](), reflect.TypeFor[*time.Time]():
+		f.isString = true
+	case reflect.TypeFor[int64](), reflect.TypeFor[bool]():
+	default:
+		panic(fmt.Sprintf("field %s has a type that cannot be decoded: %s", name, structField.Type))
 	}
 	if enum := tag.Get("enum"); enum != "" {
 		f.enum = strings.Split(enum, ",")
@@ -408,7 +414,7 @@ func numberTag(tag reflect.StructTag, fallback int64, names ...string) int64 {
 // field.
 func decode(r *http.Request, fields []field, input any) error {
 	if len(fields) == 0 {
-		return nil
+		return nil // a probe may have any query
 	}
 	query, err := readQuery(r)
 	if err != nil {
@@ -428,20 +434,28 @@ func decode(r *http.Request, fields []field, input any) error {
 			faults = append(faults, FieldError{f.name, err.Error()})
 		}
 	}
-	if faults = append(faults, unknownFields(query, body)...); len(faults) > 0 {
+	faults = append(faults, unknownNames(fields, query, body)...)
+	if len(faults) > 0 {
 		return validationProblem(faults...)
 	}
 	return nil
 }
 
-// unknownFields returns a fault for each name that is left in the query or the body once the known ones were taken.
-func unknownFields(query url.Values, body map[string]json.RawMessage) []FieldError {
+// unknownNames returns a fault for each name in the query or the body that no field has, in alphabetical order.
+func unknownNames(fields []field, query url.Values, body map[string]json.RawMessage) []FieldError {
+	isUnknown := func(source, name string) bool {
+		return !slices.ContainsFunc(fields, func(f field) bool { return f.source == source && f.name == name })
+	}
 	var faults []FieldError
 	for name := range query {
-		faults = append(faults, FieldError{name, "is not a query parameter of this operation"})
+		if isUnknown("query", name) {
+			faults = append(faults, FieldError{name, "is not a query parameter of this operation"})
+		}
 	}
 	for name := range body {
-		faults = append(faults, FieldError{name, "is not a field of this body"})
+		if isUnknown("json", name) {
+			faults = append(faults, FieldError{name, "is not a field of this body"})
+		}
 	}
 	slices.SortFunc(faults, func(a, b FieldError) int { return strings.Compare(a.Field, b.Field) })
 	return faults
@@ -452,6 +466,7 @@ func readQuery(r *http.Request) (url.Values, error) {
 	if err != nil {
 		return nil, newProblem(http.StatusBadRequest, "The query string is malformed. Escape special characters.")
 	}
+	// All names and values at once. The error is that of ParseQuery.
 	if unescaped, _ := url.QueryUnescape(r.URL.RawQuery); !utf8.ValidString(unescaped) {
 		return nil, newProblem(http.StatusBadRequest, "The query string must be UTF-8.")
 	}
@@ -481,7 +496,7 @@ func readBody(r *http.Request) (map[string]json.RawMessage, error) {
 
 // set sets target, a field of the input, to what the request has. Its errors are written for the client.
 func (f field) set(target reflect.Value, r *http.Request, query url.Values, body map[string]json.RawMessage) error {
-	values, err := f.take(r, query, body)
+	values, err := f.values(r, query, body)
 	switch {
 	case err != nil:
 		return err
@@ -498,14 +513,13 @@ func (f field) set(target reflect.Value, r *http.Request, query url.Values, body
 	}
 }
 
-// take returns what the request has for the field, and removes it from the query or the body.
-func (f field) take(r *http.Request, query url.Values, body map[string]json.RawMessage) ([]string, error) {
+// values returns what the request has for the field.
+func (f field) values(r *http.Request, query url.Values, body map[string]json.RawMessage) ([]string, error) {
 	switch f.source {
 	case "path":
 		return []string{r.PathValue(f.name)}, nil
 	case "query":
 		values := query[f.name]
-		delete(query, f.name)
 		if len(values) == 1 && values[0] == "" {
 			return nil, nil
 		}
@@ -515,15 +529,11 @@ func (f field) take(r *http.Request, query url.Values, body map[string]json.RawM
 	}
 
 	raw := body[f.name]
-	delete(body, f.name)
 	if raw == nil || string(raw) == "null" {
 		return nil, nil
 	}
-	if f.isInteger {
-		return []string{string(raw)}, nil
-	}
-	var text string
-	if json.Unmarshal(raw, &text) != nil {
+	text := string(raw)
+	if f.isString && json.Unmarshal(raw, &text) != nil {
 		return nil, errors.New("must be a string")
 	}
 	return []string{text}, nil
@@ -540,8 +550,6 @@ func (f field) parse(text string, target reflect.Value) (err error) {
 		*value, err = parseBool(text)
 	case **time.Time:
 		*value, err = f.parseTime(text)
-	default:
-		panic(fmt.Sprintf("field %s has a type that cannot be decoded: %T", f.name, value))
 	}
 	return err
 }
@@ -557,9 +565,6 @@ func (f field) parseInteger(text string) (int64, error) {
 	number, err := strconv.ParseInt(text, 10, 64)
 	plain := err == nil && strconv.FormatInt(number, 10) == text // not +1 or 01
 	if !plain || number < f.min || number > f.max {
-		if f.max == math.MaxInt64 {
-			return 0, fmt.Errorf("must be an integer of at least %d", f.min)
-		}
 		return 0, fmt.Errorf("must be an integer from %d to %d", f.min, f.max)
 	}
 	return number, nil

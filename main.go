@@ -80,8 +80,8 @@ func run() error {
 
 // runDemo runs the service on a throwaway PostgreSQL with sample data.
 func runDemo(addr string) error {
-	// PostgreSQL must not be left behind if the terminal is closed (SIGHUP), or if the program ends that reads the log
-	// from a pipe (SIGPIPE).
+	// PostgreSQL must not be left behind when the terminal is closed (SIGHUP), or when the program that reads the log
+	// from a pipe ends (SIGPIPE).
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
 	signal.Ignore(syscall.SIGPIPE)
@@ -112,7 +112,8 @@ func runService(ctx context.Context, addr, databaseURL string) error {
 	if err != nil {
 		return fmt.Errorf("%w: set ADDR to another address, such as 127.0.0.1:8081", err)
 	}
-	log.Info("serving", "url", "http://"+strings.Replace(listener.Addr().String(), "[::]", "localhost", 1)+"/docs/")
+	reachable := strings.Replace(listener.Addr().String(), "[::]", "localhost", 1) // for a browser
+	log.Info("serving", "url", "http://"+reachable+"/docs/")
 	return serve(ctx, listener, newHandler(store, log), log)
 }
 

@@ -16,6 +16,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -741,8 +742,7 @@ func TestLimits(t *testing.T) {
 			"x \n y",
 			`<b>&amp; "quoted" \ud800 %s 'x'; --`,
 			"\u200bzero width\ufeff",
-			"t n v f r b x 0 \\",
-			"trv",
+			"trv", // the letters of escape sequences, which a wrong trim would remove
 		} {
 			interaction := newPatient(t).post(fields{"notes": whiteSpace + notes + whiteSpace})
 			require.Equal(t, notes, interaction.Notes)
@@ -814,9 +814,9 @@ func TestValidation(t *testing.T) {
 		problem := expectProblem(t, response, 422)
 		require.Equal(t, "Validation failed; see errors.", problem.Detail)
 		require.Equal(t, []FieldError{
-			{"patient_id", "must be an integer of at least 1"},
+			{"patient_id", "must be an integer from 1 to 9223372036854775807"},
 			{"Idempotency-Key", "must be 1 to 255 visible ASCII characters"},
-			{"doctor_id", "must be an integer of at least 1"},
+			{"doctor_id", "must be an integer from 1 to 9223372036854775807"},
 			{"outcome", "must be one of healthy, unhealthy"},
 			{"notes", "must not be empty"},
 			{"occurred_at", "must be a time with an offset, such as 2024-05-13T09:30:00Z"},
@@ -1048,7 +1048,7 @@ func TestResponseHeaders(t *testing.T) {
 	t.Parallel()
 
 	t.Run("forbid caching and embedding, of GET and HEAD alike", func(t *testing.T) {
-		for _, path := range []string{"/doctors", "/patients/1", "/livez", "/openapi.json", "/nothing", "/patients/x"} {
+		for _, path := range []string{"/patients/1", "/livez", "/openapi.json", "/nothing", "/patients/x"} {
 			get, head := api.get(t, path), api.request(t, "HEAD", path, "", nil)
 			require.Equal(t, get.status, head.status)
 			require.Empty(t, head.body)
@@ -1975,7 +1975,7 @@ func (m *model) history(patient patient, match func(Interaction) bool) []Interac
 		if c := b.OccurredAt.Compare(a.OccurredAt); c != 0 {
 			return c
 		}
-		return int(b.ID - a.ID)
+		return cmp.Compare(b.ID, a.ID)
 	})
 	return matching
 }
@@ -2207,6 +2207,7 @@ func TestMain(m *testing.M) {
 
 // runTests prepares what the tests share, runs them, and cleans up. It returns the exit code of the program.
 func runTests(m *testing.M) (code int, err error) {
+	time.Local = time.FixedZone("UTC+13", 13*60*60) // no response may depend on it
 	serverURL = os.Getenv("DATABASE_URL")
 	if serverURL == "" {
 		postgres, err := startPostgres()
@@ -2237,10 +2238,9 @@ func runTests(m *testing.M) (code int, err error) {
 	return m.Run(), nil
 }
 
-// createSharedDatabase creates the database that most tests share, and the one that it and others are copied from. The
-// local time zones and the date style are unusual, because no response may depend on them.
+// createSharedDatabase creates the database that most tests share, and the template that it is copied from. Its time
+// zone and date style are unusual, because no response may depend on them.
 func createSharedDatabase() (ownerURL string, err error) {
-	time.Local = time.FixedZone("UTC+13", 13*60*60)
 	template, err := createDatabase("template1", "template")
 	if err != nil {
 		return "", err

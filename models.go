@@ -113,8 +113,9 @@ func (p *Problem) Unwrap() error {
 }
 
 // The types below are the inputs of operations. Their tags say where a field comes from and what it may contain.
-// decode checks these limits, and the OpenAPI document shows them. The description of a field with a pattern also
-// completes the error "must be …". The tags format, nullable and additionalProperties are for the document only.
+// decode checks that, and the OpenAPI document shows it, except that trim and maxAhead are for decode only, and
+// example, nullable and additionalProperties for the document only. A field with its zero value was not given. The
+// description of a field with a pattern also completes the error "must be …".
 
 // Paging selects a page of a list.
 type Paging struct {

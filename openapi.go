@@ -129,7 +129,7 @@ func addProblem(oc openapi.OperationContext, status int) {
 func exampleProblem(status int) *Problem {
 	switch status {
 	case anyClientError:
-		return newProblem(http.StatusBadRequest, problemDescriptions[status])
+		return newProblem(http.StatusBadRequest, "The query string must be UTF-8.")
 	case http.StatusUnprocessableEntity:
 		return validationProblem(FieldError{"notes", "must not be empty"})
 	default:

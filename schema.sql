@@ -138,22 +138,22 @@ BEGIN
     ORDER BY i.occurred_at DESC, i.id DESC
     LIMIT    1;
 
-    -- A concurrent REPEATABLE READ writer cannot see this interaction. This update makes that writer fail, even if it
-    -- changes nothing.
+    -- Update even if nothing changes: a concurrent REPEATABLE READ writer of this patient, whose snapshot lacks this
+    -- interaction, then fails.
     UPDATE patients
     SET    health_status = coalesce(latest.status, 'unknown'), last_interaction_at = latest.occurred_at
     WHERE  id = NEW.patient_id;
     RETURN NULL;
 END $$;
 
--- Otherwise any role could attach this function to a table of its own, and so run it as the owner.
+-- Only the owner may use this function: any other role could attach it to a table of its own, and run it as the owner.
 REVOKE EXECUTE ON FUNCTION apply_to_patient() FROM PUBLIC;
 
 CREATE TRIGGER interactions_apply_to_patient
     AFTER INSERT ON interactions
     FOR EACH ROW EXECUTE FUNCTION apply_to_patient();
 
--- ALWAYS, so that a session whose session_replication_role is 'replica' cannot bypass them.
+-- Both triggers are ALWAYS enabled, so that a session whose session_replication_role is 'replica' cannot bypass them.
 ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_append_only;
 ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_apply_to_patient;
 

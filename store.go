@@ -107,7 +107,7 @@ func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (Page[Patien
 	query := selectPatients
 	args := pgx.NamedArgs{}
 	for i, word := range strings.Fields(in.Search) {
-		name := fmt.Sprint("word", i)
+		name := fmt.Sprintf("word%d", i)
 		query += " AND p.search_name LIKE searchable(@" + name + ")"
 		args[name] = "%" + escapeLike.Replace(word) + "%"
 	}
@@ -147,7 +147,8 @@ func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error)
 }
 
 // selectInteractions returns a statement that selects a patient's interactions from a view, or from the rows that an
-// INSERT returns. It compares patient_id with a parameter, so that a distributed PostgreSQL asks only one node.
+// INSERT returns. An INSERT may not see the doctor, see insert. The statement compares patient_id with a parameter,
+// so that a distributed PostgreSQL asks only one node.
 func selectInteractions(from string) string {
 	return `
 		SELECT    i.id, i.patient_id, i.doctor_id, coalesce(d.name, ''), i.occurred_at, i.recorded_at,
@@ -327,8 +328,9 @@ func (s *Store) insert(ctx context.Context, in insertion) (Interaction, error) {
 	}
 }
 
-// resolveConflict answers a request whose key was used before, or which amends an interaction that is amended already.
-// A repeated amendment is both, and PostgreSQL reports only one, so the key is looked up first.
+// resolveConflict answers a request whose key was used before, or which amends an interaction that is amended
+// already. A repeated amendment is both, and PostgreSQL reports only one, so the key is looked up first. An empty key
+// finds nothing.
 func (s *Store) resolveConflict(ctx context.Context, in insertion) (Interaction, error) {
 	query := selectInteractions("all_interactions") + " AND i.idempotency_key = @key"
 	args := pgx.NamedArgs{"patient_id": in.patientID, "key": in.idempotencyKey}
@@ -415,8 +417,8 @@ func violates(err error, rule string) bool {
 	return ok && strings.HasPrefix(pgErr.Code, "23") && strings.Contains(pgErr.Message, rule)
 }
 
-// temporaryCodes are the SQLSTATEs of errors that pass: connections, resources, shut-down or time limit, I/O, a
-// standby, a lock that is not available, a serialization failure, a deadlock.
+// temporaryCodes are the SQLSTATEs of transient errors: connections, resources, shut-down or time limit, I/O, a
+// read-only server, a lock that is not available, a serialization failure, a deadlock.
 var temporaryCodes = regexp.MustCompile(`^(08|53|57|58|25006|55P03|40001|40P01)`)
 
 // isTemporary reports whether err means that the database cannot answer now.
