@@ -96,7 +96,7 @@ func newOperations(store *Store) []operation {
 			tag:     "interactions",
 			summary: "Document an interaction",
 			description: "`occurred_at` is the current time by default. It is at most 5 minutes in the future and " +
-				"not before the birth date. " + retries,
+				"not before the birth date. " + retryNote,
 			endpoint: newEndpoint(201, store.DocumentInteraction),
 			example: bodyExample{
 				DoctorID: 2,
@@ -123,7 +123,7 @@ func newOperations(store *Store) []operation {
 			summary: "Amend an interaction",
 			description: "Replaces an interaction, which stays readable. The outcome `entered_in_error` strikes it " +
 				"from the record. `occurred_at` stays the same by default. An interaction can be amended once; to " +
-				"change it again, amend the amendment. " + retries,
+				"change it again, amend the amendment. " + retryNote,
 			endpoint: newEndpoint(201, store.AmendInteraction),
 			example: bodyExample{
 				DoctorID: 1,
@@ -164,14 +164,14 @@ func newOperations(store *Store) []operation {
 	}
 }
 
-// bodyExample is a body without its optional fields.
+// bodyExample is a body without its optional fields, and without the path and header of its input type.
 type bodyExample struct {
 	DoctorID int64  `json:"doctor_id"`
 	Outcome  string `json:"outcome"`
 	Notes    string `json:"notes"`
 }
 
-const retries = "A request that is repeated with its `Idempotency-Key` returns the interaction created the first time."
+const retryNote = "Repeated with its `Idempotency-Key`, the request returns the interaction created the first time."
 
 func checkLiveness(context.Context, struct{}) (Health, error) {
 	return Health{"ok"}, nil
@@ -204,7 +204,7 @@ func newHandler(store *Store, log *slog.Logger) http.Handler {
 	register("GET", "/docs/", swaggerUI())
 	register("GET", "/{$}", http.RedirectHandler("/docs/", http.StatusFound))
 
-	// The mux would answer 404 and 405 in plain text. A pattern without a method is less specific than those above.
+	// These patterns are less specific than those above and catch what is left, so that 404 and 405 are problems too.
 	for path, allowed := range methods {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Allow", strings.Join(allowed, ", "))
@@ -239,7 +239,7 @@ func middleware(next http.Handler, log *slog.Logger) http.Handler {
 		}()
 
 		if err := crossOrigin.Check(r); err != nil {
-			writeProblem(recorder, r, log, newProblem(http.StatusForbidden, "Another web site cannot write here."))
+			writeProblem(recorder, r, log, newProblem(http.StatusForbidden, "Cross-origin writes are not allowed."))
 			return
 		}
 		next.ServeHTTP(recorder, r)
@@ -317,7 +317,7 @@ func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err 
 
 	problem, ok := errors.AsType[*Problem](err)
 	if !ok {
-		problem = newProblem(http.StatusInternalServerError, "The service has a defect. Report the X-Request-Id.")
+		problem = newProblem(http.StatusInternalServerError, "Internal error. Please report it with the X-Request-Id.")
 	}
 	if problem.Status >= 500 {
 		log.Error("request failed", "error", err, "request_id", w.Header().Get("X-Request-Id"))
@@ -479,6 +479,7 @@ func readBody(r *http.Request) (map[string]json.RawMessage, error) {
 		return nil, newProblem(http.StatusUnsupportedMediaType, "The Content-Type must be application/json.")
 	}
 
+	// Without a ResponseWriter it does not close the connection, which net/http does by itself after 256 KiB.
 	content, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBodyBytes))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return nil, newProblem(http.StatusRequestEntityTooLarge, "The body must have at most 128 KiB.")

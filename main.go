@@ -117,7 +117,8 @@ func runService(ctx context.Context, addr, databaseURL string) error {
 	return serve(ctx, listener, newHandler(store, log), log)
 }
 
-// checkReady returns an error unless the service on addr is ready.
+// checkReady returns an error unless the service on addr is ready. An address without a host, such as :8080, is one of
+// this machine.
 func checkReady(addr string) error {
 	client := http.Client{
 		Timeout:   5 * time.Second,
@@ -228,7 +229,7 @@ func (p *throwawayPostgres) stop() {
 	os.RemoveAll(p.dir)
 }
 
-// databaseURL returns the address with which a user logs in.
+// databaseURL returns the connection string for a user.
 func (p *throwawayPostgres) databaseURL(user string) string {
 	return "postgres:///postgres?" + url.Values{"host": {p.dir}, "user": {user}}.Encode()
 }

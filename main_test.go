@@ -1037,7 +1037,7 @@ func TestErrors(t *testing.T) {
 
 		problem := expectProblem(t, broken.get(t, "/doctors"), 500)
 
-		require.Equal(t, "The service has a defect. Report the X-Request-Id.", problem.Detail)
+		require.Equal(t, "Internal error. Please report it with the X-Request-Id.", problem.Detail)
 		require.Equal(t, 200, broken.get(t, "/livez").status)
 		logged := `level=ERROR msg="request failed" error="panic: [^\n]*store\.go[^\n]* request_id=\w+`
 		require.Regexp(t, logged, broken.log.String())
@@ -1421,7 +1421,7 @@ func TestSchema(t *testing.T) {
 		{"idempotency_key_visible_ascii", repeated, []any{"1", "repeat('k', 256)"}},
 	} {
 		statement := fmt.Sprintf(test.statement, test.values...)
-		t.Run(test.constraint+" refuses "+fmt.Sprint(test.values...), func(t *testing.T) {
+		t.Run(test.constraint+" refuses "+strings.TrimSpace(fmt.Sprintln(test.values...)), func(t *testing.T) {
 			_, err := owner.Exec(t.Context(), statement)
 			require.ErrorContains(t, err, test.constraint)
 		})

@@ -119,7 +119,7 @@ func (p *Problem) Unwrap() error {
 
 // Paging selects a page of a list.
 type Paging struct {
-	Limit  int64  `query:"limit" minimum:"1" maximum:"100" default:"50" description:"most items on the page"`
+	Limit  int64  `query:"limit" minimum:"1" maximum:"100" default:"50" description:"maximum number of items"`
 	Cursor string `query:"cursor" pattern:"^[1-9][0-9]{0,17}$" description:"the next_cursor of the previous page"`
 }
 
@@ -127,7 +127,7 @@ type Paging struct {
 type PatientFilter struct {
 	Search       string `query:"search" maxLength:"100" description:"words that the name contains"`
 	HealthStatus string `query:"health_status" enum:"healthy,unhealthy,unknown" description:"current health status"`
-	DoctorID     int64  `query:"doctor_id" minimum:"1" description:"a doctor who documented a current interaction"`
+	DoctorID     int64  `query:"doctor_id" minimum:"1" description:"id of the doctor of a current interaction"`
 	Paging
 }
 
@@ -145,11 +145,11 @@ type InteractionPath struct {
 // InteractionFilter selects interactions of a patient. All filters that are given must match.
 type InteractionFilter struct {
 	PatientPath
-	Outcome        string     `query:"outcome" enum:"healthy,unhealthy,entered_in_error" description:"the outcome"`
-	DoctorID       int64      `query:"doctor_id" minimum:"1" description:"doctor who documented it"`
-	From           *time.Time `query:"from" nullable:"false" description:"only those that occurred then or later"`
-	To             *time.Time `query:"to" nullable:"false" description:"only those that occurred earlier"`
-	IncludeAmended bool       `query:"include_amended" default:"false" description:"not only current interactions"`
+	Outcome        string     `query:"outcome" enum:"healthy,unhealthy,entered_in_error" description:"outcome found"`
+	DoctorID       int64      `query:"doctor_id" minimum:"1" description:"id of the doctor"`
+	From           *time.Time `query:"from" nullable:"false" description:"at this time or later"`
+	To             *time.Time `query:"to" nullable:"false" description:"before this time"`
+	IncludeAmended bool       `query:"include_amended" default:"false" description:"also those that are not current"`
 	Paging
 }
 

@@ -31,7 +31,7 @@ const anyClientError = 4
 // problemDescriptions says what the errors of operations mean.
 var problemDescriptions = map[int]string{
 	http.StatusNotFound:            "There is no such patient or interaction.",
-	http.StatusConflict:            "The interaction is already amended. The detail says by which interaction.",
+	http.StatusConflict:            "The interaction is already amended. The detail names the amendment.",
 	http.StatusUnprocessableEntity: "Validation failed; see errors.",
 	http.StatusServiceUnavailable: "The database does not answer, the patient's record stays locked, or the answer " +
 		"takes longer than 4 seconds. Repeat the request, with its Idempotency-Key if it has one.",

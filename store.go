@@ -85,7 +85,7 @@ func (s *Store) CheckReadiness(ctx context.Context, _ struct{}) (Health, error) 
 // ListDoctors returns a page of the doctors, ordered by name.
 func (s *Store) ListDoctors(ctx context.Context, in Paging) (Page[Doctor], error) {
 	query := "SELECT id, name, specialty FROM doctors"
-	args := pgx.NamedArgs{}
+	args := pgx.StrictNamedArgs{}
 	if in.Cursor != "" {
 		query += " WHERE (name, id) > (SELECT name, id FROM doctors WHERE id = @cursor)"
 		args["cursor"] = in.Cursor
@@ -105,7 +105,7 @@ const selectPatients = `
 // ListPatients returns a page of the patients that match the filter, ordered by name.
 func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (Page[Patient], error) {
 	query := selectPatients
-	args := pgx.NamedArgs{}
+	args := pgx.StrictNamedArgs{}
 	for i, word := range strings.Fields(in.Search) {
 		name := fmt.Sprintf("word%d", i)
 		query += " AND p.search_name LIKE searchable(@" + name + ")"
@@ -126,8 +126,8 @@ func (s *Store) ListPatients(ctx context.Context, in PatientFilter) (Page[Patien
 	}
 	query += " ORDER BY p.name, p.id"
 
-	// The generic plan of a prepared statement does not know the words, so it cannot use the index of trigrams. pgx
-	// takes a mode in front of the arguments.
+	// A search is planned for its words each time. The generic plan of a prepared statement does not know them, and
+	// reads the patients by name instead of using the index of trigrams. pgx takes a mode in front of the arguments.
 	mode := pgx.QueryExecModeCacheStatement
 	if in.Search != "" {
 		mode = pgx.QueryExecModeCacheDescribe
@@ -142,7 +142,7 @@ var escapeLike = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
 // GetPatient returns a patient.
 func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error) {
 	query := selectPatients + " AND p.id = @patient_id"
-	args := pgx.NamedArgs{"patient_id": in.PatientID}
+	args := pgx.StrictNamedArgs{"patient_id": in.PatientID}
 	return collectOne(ctx, s, noPatient(in.PatientID), pgx.RowToStructByPos[Patient], query, args)
 }
 
@@ -171,7 +171,7 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 		view = "all_interactions"
 	}
 	query := selectInteractions(view)
-	args := pgx.NamedArgs{"patient_id": in.PatientID}
+	args := pgx.StrictNamedArgs{"patient_id": in.PatientID}
 	if in.Outcome != "" {
 		query += " AND i.outcome = @outcome"
 		args["outcome"] = in.Outcome
@@ -206,7 +206,7 @@ func (s *Store) ListInteractions(ctx context.Context, in InteractionFilter) (Pag
 // GetInteraction returns an interaction, whether it is current or not.
 func (s *Store) GetInteraction(ctx context.Context, in InteractionPath) (Interaction, error) {
 	query := selectInteractions("all_interactions") + " AND i.id = @id"
-	args := pgx.NamedArgs{"patient_id": in.PatientID, "id": in.InteractionID}
+	args := pgx.StrictNamedArgs{"patient_id": in.PatientID, "id": in.InteractionID}
 	detail := fmt.Sprintf("Patient %d has no interaction %d.", in.PatientID, in.InteractionID)
 	return collectOne(ctx, s, newProblem(http.StatusNotFound, detail), scanInteraction, query, args)
 }
@@ -232,7 +232,7 @@ const selectPeriods = `
 
 // GetTimeline returns a patient's health over time.
 func (s *Store) GetTimeline(ctx context.Context, in PatientPath) (Timeline, error) {
-	args := pgx.NamedArgs{"patient_id": in.PatientID}
+	args := pgx.StrictNamedArgs{"patient_id": in.PatientID}
 	periods, err := collect(ctx, s, pgx.RowToStructByPos[Period], selectPeriods, args)
 	if err != nil {
 		return Timeline{}, err
@@ -298,7 +298,7 @@ var insertInteraction = `
 // insert inserts an interaction and returns it. If the key was used for the same request before, it returns the
 // interaction that was inserted then. The database checks the rules: the name of the violated one decides the answer.
 func (s *Store) insert(ctx context.Context, in insertion) (Interaction, error) {
-	args := pgx.NamedArgs{
+	args := pgx.StrictNamedArgs{
 		"patient_id":          in.patientID,
 		"doctor_id":           in.doctorID,
 		"occurred_at":         in.occurredAt,
@@ -318,7 +318,7 @@ func (s *Store) insert(ctx context.Context, in insertion) (Interaction, error) {
 	case violates(err, "interactions_doctor"):
 		return Interaction{}, validationProblem(FieldError{"doctor_id", "must be the id of a doctor"})
 	case violates(err, "occurred_at_not_before_birth"),
-		violates(err, "occurred_at_has_four_digit_year"): // it is before the year 1
+		violates(err, "occurred_at_has_four_digit_year"): // before the year 1, as maxAhead excludes the other end
 		fault := FieldError{"occurred_at", "must not be before the patient's birth date"}
 		return Interaction{}, validationProblem(fault)
 	case violates(err, "interactions_idempotency_key"), violates(err, "interactions_amended_once"):
@@ -333,7 +333,7 @@ func (s *Store) insert(ctx context.Context, in insertion) (Interaction, error) {
 // finds nothing.
 func (s *Store) resolveConflict(ctx context.Context, in insertion) (Interaction, error) {
 	query := selectInteractions("all_interactions") + " AND i.idempotency_key = @key"
-	args := pgx.NamedArgs{"patient_id": in.patientID, "key": in.idempotencyKey}
+	args := pgx.StrictNamedArgs{"patient_id": in.patientID, "key": in.idempotencyKey}
 	found, err := collect(ctx, s, scanInteraction, query, args)
 	switch {
 	case err != nil:
@@ -349,7 +349,7 @@ func (s *Store) resolveConflict(ctx context.Context, in insertion) (Interaction,
 	if err != nil {
 		return Interaction{}, err
 	}
-	detail := fmt.Sprintf("Interaction %d is already amended by interaction %d. Amend that one instead.",
+	detail := fmt.Sprintf("Interaction %d is already amended by interaction %d. Amend the newest one.",
 		amended.ID, *amended.AmendedBy)
 	return Interaction{}, newProblem(http.StatusConflict, detail)
 }
@@ -380,7 +380,7 @@ func collect[T any](ctx context.Context, s *Store, scan pgx.RowToFunc[T], query 
 
 // collectOne returns the only row of a query, or the problem missing if there is none.
 func collectOne[T any](
-	ctx context.Context, s *Store, missing *Problem, scan pgx.RowToFunc[T], query string, args pgx.NamedArgs,
+	ctx context.Context, s *Store, missing *Problem, scan pgx.RowToFunc[T], query string, args pgx.StrictNamedArgs,
 ) (item T, err error) {
 	items, err := collect(ctx, s, scan, query, args)
 	if err != nil {
@@ -410,8 +410,8 @@ func collectPage[T any](
 	return Page[T]{Items: items, NextCursor: &cursor}, nil
 }
 
-// violates reports whether err says that a row violates a rule of the schema. It looks for the name of the rule in the
-// message, because Citus, a distributed PostgreSQL, reports it nowhere else.
+// violates reports whether err says that a row violates a rule of the schema. It looks for the rule's name in the
+// message, because Citus, a distributed PostgreSQL, reports it nowhere else. So no name may be a part of another one.
 func violates(err error, rule string) bool {
 	pgErr, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && strings.HasPrefix(pgErr.Code, "23") && strings.Contains(pgErr.Message, rule)
