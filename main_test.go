@@ -238,7 +238,7 @@ func TestPatient(t *testing.T) {
 
 func TestHealthStatus(t *testing.T) {
 	t.Parallel()
-	expect := func(t *testing.T, patient patient, status string, lastInteractionAt *time.Time) {
+	expect := func(t *testing.T, patient testPatient, status string, lastInteractionAt *time.Time) {
 		t.Helper()
 		got := getJSON[Patient](t, patient.path())
 		require.Equal(t, status, got.HealthStatus)
@@ -1052,7 +1052,7 @@ func TestResponseHeaders(t *testing.T) {
 			get, head := api.get(t, path), api.request(t, "HEAD", path, "", nil)
 			require.Equal(t, get.status, head.status)
 			require.Empty(t, head.body)
-			for _, response := range []response{get, head} {
+			for _, response := range []httpResponse{get, head} {
 				require.Equal(t, "no-store", response.header.Get("Cache-Control"))
 				require.Equal(t, "nosniff", response.header.Get("X-Content-Type-Options"))
 				policy := response.header.Get("Content-Security-Policy")
@@ -1080,7 +1080,7 @@ func TestConcurrentClients(t *testing.T) {
 		for _, path := range []string{patient.interactionsPath(), patient.amendmentsPath(first.ID)} {
 			before := len(patient.history("include_amended=true"))
 
-			responses := concurrently(t, 20, func(int) (response, error) {
+			responses := concurrently(t, 20, func(int) (httpResponse, error) {
 				return api.send("POST", path, interactionBody(), http.Header{"Idempotency-Key": {path}})
 			})
 
@@ -1097,7 +1097,7 @@ func TestConcurrentClients(t *testing.T) {
 		patient := newPatient(t)
 		first := patient.document(healthy, january(1))
 
-		responses := concurrently(t, 10, func(int) (response, error) {
+		responses := concurrently(t, 10, func(int) (httpResponse, error) {
 			return api.send("POST", patient.amendmentsPath(first.ID), interactionBody(), nil)
 		})
 
@@ -1121,7 +1121,7 @@ func TestConcurrentClients(t *testing.T) {
 		}
 		old := patient.history("")
 
-		pages := concurrently(t, 8, func(int) (response, error) {
+		pages := concurrently(t, 8, func(int) (httpResponse, error) {
 			for day := range 8 {
 				body := interactionBody(fields{"outcome": unhealthy, "occurred_at": january(day + 1)})
 				response, err := api.send("POST", patient.interactionsPath(), body, nil)
@@ -1146,7 +1146,7 @@ func TestConcurrentClients(t *testing.T) {
 			INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, idempotency_key)
 			VALUES (12, 1, now(), 'healthy', 'x', 'k')`)
 		require.NoError(t, err)
-		waiting := make(chan response, 1)
+		waiting := make(chan httpResponse, 1)
 		go func() {
 			body := interactionBody(fields{"doctor_id": newDoctor})
 			key := http.Header{"Idempotency-Key": {"k"}}
@@ -1230,8 +1230,8 @@ func TestLog(t *testing.T) {
 
 		ctx, hangUp := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer hangUp()
-		url, body := service.url+patient.interactionsPath(), strings.NewReader(interactionBody())
-		request, err := http.NewRequestWithContext(ctx, "POST", url, body)
+		address, body := service.url+patient.interactionsPath(), strings.NewReader(interactionBody())
+		request, err := http.NewRequestWithContext(ctx, "POST", address, body)
 		require.NoError(t, err)
 		request.Header.Set("Content-Type", "application/json")
 		_, err = http.DefaultClient.Do(request)
@@ -1368,62 +1368,62 @@ func TestSwaggerUI(t *testing.T) {
 func TestSchema(t *testing.T) {
 	t.Parallel()
 	patient := newPatient(t)
-	api.postWith(t, http.Header{"Idempotency-Key": {"used"}}, patient.interactionsPath(), interactionBody())
-
-	const (
-		doctor      = "INSERT INTO doctors (name, specialty) VALUES (%s, %s)"
-		newborn     = "INSERT INTO patients (name, birth_date) VALUES (%s, %s)"
-		status      = "UPDATE patients SET health_status = %s, last_interaction_at = %s WHERE id = 12"
-		interaction = `INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes)
-			VALUES (%s, %s, %s, %s, %s)`
-		amendment = `INSERT INTO interactions (id, patient_id, doctor_id, occurred_at, outcome, notes, amends)
-			OVERRIDING SYSTEM VALUE VALUES (%s, 5, 1, now(), 'healthy', 'x', %s)`
-		repeated = `INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes, idempotency_key)
-			VALUES (%s, 1, now(), 'healthy', 'x', %s)`
-	)
+	created(t, api.postWith(t, http.Header{"Idempotency-Key": {"used"}}, patient.interactionsPath(), interactionBody()))
+	patientID := strconv.FormatInt(patient.id, 10)
+	valid := map[string]columns{
+		"doctors":  {"name": "'x'", "specialty": "'x'"},
+		"patients": {"name": "'x'", "birth_date": "'2000-01-01'"},
+		"interactions": {
+			"patient_id": "5", "doctor_id": "1", "occurred_at": "now()", "outcome": "'healthy'", "notes": "'x'",
+		},
+	}
 	for _, test := range []struct {
-		constraint string
-		statement  string
-		values     []any
+		rule   string
+		table  string
+		faulty columns
 	}{
-		{"doctor_name_not_blank", doctor, []any{`E' \t'`, "'x'"}},
-		{"doctor_specialty_not_blank", doctor, []any{"'x'", "''"}},
-		{"patient_name_not_blank", newborn, []any{"' '", "'2000-01-01'"}},
-		{"birth_date_has_four_digit_year", newborn, []any{"'x'", "'10000-01-01'"}},
-		{"birth_date_has_four_digit_year", newborn, []any{"'x'", "'0001-12-31 BC'"}},
-		{"birth_date_has_four_digit_year", newborn, []any{"'x'", "'infinity'"}},
-		{"unknown_has_no_last_interaction", status, []any{"'healthy'", "NULL"}},
-		{"unknown_has_no_last_interaction", status, []any{"'unknown'", "now()"}},
-		{"enum health_status", status, []any{"'ill'", "now()"}},
-		{"interactions_patient", interaction, []any{"999999", "1", "now()", "'healthy'", "'x'"}},
-		{"interactions_doctor", interaction, []any{"1", "999999", "now()", "'healthy'", "'x'"}},
-		{"occurred_at_has_four_digit_year", interaction, []any{"1", "1", "'infinity'", "'healthy'", "'x'"}},
-		{"occurred_at_has_four_digit_year", interaction, []any{"1", "1", "'10000-01-01Z'", "'healthy'", "'x'"}},
-		{"occurred_at_has_four_digit_year", interaction, []any{"1", "1", "'0001-12-31 BC'", "'healthy'", "'x'"}},
-		{"enum outcome", interaction, []any{"1", "1", "now()", "'ill'", "'x'"}},
-		{"only_an_amendment_strikes_out", interaction, []any{"1", "1", "now()", "'entered_in_error'", "'x'"}},
-		{"notes_length", interaction, []any{"1", "1", "now()", "'healthy'", "''"}},
-		{"notes_length", interaction, []any{"1", "1", "now()", "'healthy'", "repeat('ä', 10001)"}},
-		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", "' x'"}},
-		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", `E'x\n'`}},
-		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", `E'\tx'`}},
-		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", `E'\x0Bx'`}},
-		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", `E'x\f'`}},
-		{"notes_trimmed", interaction, []any{"1", "1", "now()", "'healthy'", `E'x\r'`}},
-		{"interactions_pkey", amendment, []any{"57", "NULL"}},
-		{"interactions_amends", amendment, []any{"999999", "1"}}, // an interaction of another patient
-		{"interactions_amended_once", amendment, []any{"999999", "57"}},
-		{"amends_an_earlier_interaction", amendment, []any{"999999", "999999"}},
-		{"interactions_idempotency_key", repeated, []any{strconv.FormatInt(patient.id, 10), "'used'"}},
-		{"idempotency_key_visible_ascii", repeated, []any{"1", "''"}},
-		{"idempotency_key_visible_ascii", repeated, []any{"1", "'a b'"}},
-		{"idempotency_key_visible_ascii", repeated, []any{"1", "'ä'"}},
-		{"idempotency_key_visible_ascii", repeated, []any{"1", "repeat('k', 256)"}},
+		{"doctors_pkey", "doctors", columns{"id": "1"}},
+		{"doctor_name_not_blank", "doctors", columns{"name": "''"}},
+		{"doctor_name_not_blank", "doctors", columns{"name": `E' \t'`}},
+		{"doctor_specialty_not_blank", "doctors", columns{"specialty": "' '"}},
+		{"patients_pkey", "patients", columns{"id": "1"}},
+		{"patient_name_not_blank", "patients", columns{"name": "' '"}},
+		{"birth_date_has_four_digit_year", "patients", columns{"birth_date": "'10000-01-01'"}},
+		{"birth_date_has_four_digit_year", "patients", columns{"birth_date": "'0001-12-31 BC'"}},
+		{"birth_date_has_four_digit_year", "patients", columns{"birth_date": "'infinity'"}},
+		{"unknown_has_no_last_interaction", "patients", columns{"health_status": "'healthy'"}},
+		{"unknown_has_no_last_interaction", "patients", columns{"last_interaction_at": "now()"}},
+		{"enum health_status", "patients", columns{"health_status": "'ill'"}},
+		{"interactions_pkey", "interactions", columns{"id": "57"}},
+		{"interactions_patient", "interactions", columns{"patient_id": "999999"}},
+		{"interactions_doctor", "interactions", columns{"doctor_id": "999999"}},
+		{"occurred_at_has_four_digit_year", "interactions", columns{"occurred_at": "'infinity'"}},
+		{"occurred_at_has_four_digit_year", "interactions", columns{"occurred_at": "'10000-01-01Z'"}},
+		{"occurred_at_has_four_digit_year", "interactions", columns{"occurred_at": "'0001-12-31 BC'"}},
+		{"enum outcome", "interactions", columns{"outcome": "'ill'"}},
+		{"only_an_amendment_strikes_out", "interactions", columns{"outcome": "'entered_in_error'"}},
+		{"notes_length", "interactions", columns{"notes": "''"}},
+		{"notes_length", "interactions", columns{"notes": "repeat('ä', 10001)"}},
+		{"notes_trimmed", "interactions", columns{"notes": "' x'"}},
+		{"notes_trimmed", "interactions", columns{"notes": `E'\tx'`}},
+		{"notes_trimmed", "interactions", columns{"notes": `E'x\n'`}},
+		{"notes_trimmed", "interactions", columns{"notes": `E'\x0Bx'`}},
+		{"notes_trimmed", "interactions", columns{"notes": `E'x\f'`}},
+		{"notes_trimmed", "interactions", columns{"notes": `E'x\r'`}},
+		{"interactions_amends", "interactions", columns{"amends": "1"}}, // an interaction of another patient
+		{"interactions_amended_once", "interactions", columns{"amends": "57"}},
+		{"amends_an_earlier_interaction", "interactions", columns{"id": "999999", "amends": "999999"}},
+		{"interactions_idempotency_key", "interactions", columns{"patient_id": patientID, "idempotency_key": "'used'"}},
+		{"idempotency_key_visible_ascii", "interactions", columns{"idempotency_key": "''"}},
+		{"idempotency_key_visible_ascii", "interactions", columns{"idempotency_key": "'a b'"}},
+		{"idempotency_key_visible_ascii", "interactions", columns{"idempotency_key": "'ä'"}},
+		{"idempotency_key_visible_ascii", "interactions", columns{"idempotency_key": "repeat('k', 256)"}},
 	} {
-		statement := fmt.Sprintf(test.statement, test.values...)
-		t.Run(test.constraint+" refuses "+strings.TrimSpace(fmt.Sprintln(test.values...)), func(t *testing.T) {
-			_, err := owner.Exec(t.Context(), statement)
-			require.ErrorContains(t, err, test.constraint)
+		row := maps.Clone(valid[test.table])
+		maps.Copy(row, test.faulty)
+		t.Run(fmt.Sprintf("%s refuses %v", test.rule, test.faulty), func(t *testing.T) {
+			_, err := owner.Exec(t.Context(), row.insertInto(test.table))
+			require.ErrorContains(t, err, test.rule)
 		})
 	}
 }
@@ -1590,7 +1590,7 @@ func TestUnavailableDatabase(t *testing.T) {
 			}
 
 			start := time.Now()
-			responses := concurrently(t, len(requests), func(i int) (response, error) {
+			responses := concurrently(t, len(requests), func(i int) (httpResponse, error) {
 				return service.send(requests[i].method, requests[i].path, interactionBody(), nil)
 			})
 
@@ -1656,7 +1656,7 @@ func TestDatabaseInTrouble(t *testing.T) {
 		service, isolated := newIsolatedService(t)
 		_, err := isolated.Exec(t.Context(), "BEGIN; SELECT FROM patients WHERE id = 1 FOR UPDATE")
 		require.NoError(t, err)
-		cut := make(chan response, 1)
+		cut := make(chan httpResponse, 1)
 		go func() {
 			response, _ := service.send("POST", "/patients/1/interactions", interactionBody(), nil)
 			cut <- response
@@ -1893,7 +1893,9 @@ func TestDemo(t *testing.T) {
 // model is what the service must answer, kept in memory: interactions in the order of recording.
 type model struct {
 	t            *testing.T
-	doctors      map[int64]string
+	tag          string // in the names of the patients
+	patients     []testPatient
+	doctors      map[int64]string // names by id
 	interactions []Interaction
 }
 
@@ -1907,56 +1909,63 @@ func TestModel(t *testing.T) {
 	t.Logf("repeat this test with MODEL_SEED=%d", seed)
 	random := mathrand.New(mathrand.NewPCG(seed, 0))
 
-	m := model{t: t, doctors: map[int64]string{}}
+	m := model{t: t, tag: rand.Text(), doctors: map[int64]string{}}
 	for _, doctor := range getJSON[Page[Doctor]](t, "/doctors?limit=100").Items {
 		m.doctors[doctor.ID] = doctor.Name
 	}
-	tag := rand.Text()
-	patients := []patient{newPatientNamed(t, "Anna "+tag), newPatientNamed(t, "Bert "+tag)}
-	outcomes := []string{healthy, unhealthy, enteredInError}
-
+	m.patients = []testPatient{newPatientNamed(t, "Anna "+m.tag), newPatientNamed(t, "Bert "+m.tag)}
 	for range 400 {
-		patient := patients[random.IntN(len(patients))]
-		doctor := random.Int64N(3) + 1
-		interaction := Interaction{
-			PatientID:  patient.id,
-			Doctor:     DoctorReference{doctor, m.doctors[doctor]},
-			OccurredAt: january(random.IntN(12) + 1),
-			Outcome:    outcomes[random.IntN(2)],
-			Notes:      rand.Text(),
-		}
-		all := m.history(patient, func(Interaction) bool { return true })
-		if len(all) == 0 {
-			m.record(patient, interaction)
-			continue
-		}
-		earlier := all[random.IntN(len(all))]
-
-		switch random.IntN(6) {
-		case 0:
-			m.record(patient, interaction)
-		case 1:
-			if earlier.AmendedBy != nil {
-				response := api.post(t, patient.amendmentsPath(earlier.ID), interactionBody())
-				require.Contains(t, expectProblem(t, response, 409).Detail, fmt.Sprint(*earlier.AmendedBy))
-				continue
-			}
-			interaction.Amends = &earlier.ID
-			interaction.Outcome = outcomes[random.IntN(3)]
-			m.record(patient, interaction)
-		case 2:
-			require.Equal(t, earlier, getJSON[Interaction](t, patient.interactionPath(earlier.ID)))
-			require.Equal(t, earlier, m.send(patient, earlier), "a retry")
-		case 3:
-			require.Equal(t, m.timeline(patient), getJSON[Timeline](t, patient.path()+"/timeline"))
-			require.Equal(t, m.timeline(patient).HealthStatus, getJSON[Patient](t, patient.path()).HealthStatus)
-		case 4:
-			m.comparePatients(patients, tag, doctor, outcomes[random.IntN(2)])
-		default:
-			from, to := january(random.IntN(6)+1), january(random.IntN(12)+1)
-			m.compareHistory(patient, random.IntN(2) == 0, from, to, doctor, outcomes[random.IntN(3)], random.IntN(9)+1)
-		}
+		m.step(random, m.patients[random.IntN(len(m.patients))])
 	}
+}
+
+// step sends a random request about a patient and compares the answer.
+func (m *model) step(random *mathrand.Rand, patient testPatient) {
+	outcomes := []string{healthy, unhealthy, enteredInError}
+	doctor := random.Int64N(3) + 1
+	interaction := Interaction{
+		PatientID:  patient.id,
+		Doctor:     DoctorReference{doctor, m.doctors[doctor]},
+		OccurredAt: january(random.IntN(12) + 1),
+		Outcome:    outcomes[random.IntN(2)],
+		Notes:      rand.Text(),
+	}
+	all := m.history(patient, func(Interaction) bool { return true })
+	if len(all) == 0 {
+		m.record(patient, interaction)
+		return
+	}
+
+	earlier := all[random.IntN(len(all))]
+	switch random.IntN(6) {
+	case 0:
+		m.record(patient, interaction)
+	case 1:
+		interaction.Outcome = outcomes[random.IntN(3)]
+		m.amend(patient, earlier, interaction)
+	case 2:
+		require.Equal(m.t, earlier, getJSON[Interaction](m.t, patient.interactionPath(earlier.ID)))
+		require.Equal(m.t, earlier, m.send(patient, earlier), "a retry")
+	case 3:
+		require.Equal(m.t, m.timeline(patient), getJSON[Timeline](m.t, patient.path()+"/timeline"))
+	case 4:
+		m.comparePatients(doctor, outcomes[random.IntN(2)])
+	case 5:
+		from, to := january(random.IntN(6)+1), january(random.IntN(12)+1)
+		m.compareHistory(patient, random.IntN(2) == 0, from, to, doctor, outcomes[random.IntN(3)])
+	}
+}
+
+// amend sends an amendment, which is refused if the interaction is amended already.
+func (m *model) amend(patient testPatient, amended, amendment Interaction) {
+	m.t.Helper()
+	if amended.AmendedBy != nil {
+		response := api.post(m.t, patient.amendmentsPath(amended.ID), interactionBody())
+		require.Contains(m.t, expectProblem(m.t, response, 409).Detail, fmt.Sprint(*amended.AmendedBy))
+		return
+	}
+	amendment.Amends = &amended.ID
+	m.record(patient, amendment)
 }
 
 func isCurrent(i Interaction) bool {
@@ -1964,7 +1973,7 @@ func isCurrent(i Interaction) bool {
 }
 
 // history returns the patient's interactions that match, latest first.
-func (m *model) history(patient patient, match func(Interaction) bool) []Interaction {
+func (m *model) history(patient testPatient, match func(Interaction) bool) []Interaction {
 	matching := []Interaction{}
 	for _, i := range m.interactions {
 		if i.PatientID == patient.id && match(i) {
@@ -1980,7 +1989,7 @@ func (m *model) history(patient patient, match func(Interaction) bool) []Interac
 	return matching
 }
 
-func (m *model) timeline(patient patient) Timeline {
+func (m *model) timeline(patient testPatient) Timeline {
 	timeline := Timeline{HealthStatus: unknown, Items: []Period{}}
 	for _, i := range slices.Backward(m.history(patient, isCurrent)) {
 		last := len(timeline.Items) - 1
@@ -1998,7 +2007,7 @@ func (m *model) timeline(patient patient) Timeline {
 }
 
 // send asks the service for an interaction. The notes are the key, so sending it again is a retry.
-func (m *model) send(patient patient, i Interaction) Interaction {
+func (m *model) send(patient testPatient, i Interaction) Interaction {
 	m.t.Helper()
 	path := patient.interactionsPath()
 	if i.Amends != nil {
@@ -2010,7 +2019,7 @@ func (m *model) send(patient patient, i Interaction) Interaction {
 	return created(m.t, api.postWith(m.t, http.Header{"Idempotency-Key": {i.Notes}}, path, body))
 }
 
-func (m *model) record(patient patient, i Interaction) {
+func (m *model) record(patient testPatient, i Interaction) {
 	m.t.Helper()
 	recorded := m.send(patient, i)
 	i.ID, i.RecordedAt = recorded.ID, recorded.RecordedAt
@@ -2024,29 +2033,29 @@ func (m *model) record(patient patient, i Interaction) {
 	m.interactions = append(m.interactions, i)
 }
 
-func (m *model) comparePatients(patients []patient, tag string, doctor int64, status string) {
+func (m *model) comparePatients(doctor int64, status string) {
 	m.t.Helper()
 	expected := []int64{}
-	for _, patient := range patients {
+	for _, patient := range m.patients {
 		byDoctor := m.history(patient, func(i Interaction) bool { return isCurrent(i) && i.Doctor.ID == doctor })
 		if len(byDoctor) > 0 && m.timeline(patient).HealthStatus == status {
 			expected = append(expected, patient.id)
 		}
 	}
-	list := fmt.Sprintf("/patients?limit=1&search=%s&doctor_id=%d&health_status=%s", tag, doctor, status)
+	list := fmt.Sprintf("/patients?limit=1&search=%s&doctor_id=%d&health_status=%s", m.tag, doctor, status)
 	require.Equal(m.t, expected, patientIDs(allPages[Patient](m.t, list)))
 }
 
 func (m *model) compareHistory(
-	patient patient, amended bool, from, to time.Time, doctor int64, outcome string, limit int,
+	patient testPatient, includeAmended bool, from, to time.Time, doctor int64, outcome string,
 ) {
 	m.t.Helper()
 	inPeriod := func(i Interaction) bool {
-		return (amended || isCurrent(i)) && !i.OccurredAt.Before(from) && i.OccurredAt.Before(to)
+		return (includeAmended || isCurrent(i)) && !i.OccurredAt.Before(from) && i.OccurredAt.Before(to)
 	}
 	matches := func(i Interaction) bool { return inPeriod(i) && i.Outcome == outcome && i.Doctor.ID == doctor }
 
-	list := fmt.Sprintf("%s?limit=%d&include_amended=%t&from=%s&to=%s", patient.interactionsPath(), limit, amended,
+	list := fmt.Sprintf("%s?limit=2&include_amended=%t&from=%s&to=%s", patient.interactionsPath(), includeAmended,
 		from.Format(time.RFC3339), to.Format(time.RFC3339))
 	require.Equal(m.t, m.history(patient, inPeriod), allPages[Interaction](m.t, list))
 	list += fmt.Sprintf("&outcome=%s&doctor_id=%d", outcome, doctor)
@@ -2098,23 +2107,7 @@ func FuzzHeader(f *testing.F) {
 // patients with 10 interactions each, and one of them 20,000.
 func BenchmarkOperations(b *testing.B) {
 	service, isolated := newIsolatedService(b)
-	for _, statement := range []string{
-		"ALTER TABLE interactions DISABLE TRIGGER ALL",
-		`INSERT INTO patients (name, birth_date)
-			SELECT initcap(md5(n::text)), '1980-01-01' FROM generate_series(1, 100000) n`,
-		`INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes)
-			SELECT p, 1 + n % 5, '2005-01-01'::timestamptz + n * interval '1 hour', 'healthy',
-			       repeat('As seen last time. ', 15)
-			FROM generate_series(13, 100012) p, generate_series(1, CASE WHEN p = 1000 THEN 20000 ELSE 10 END) n`,
-		`UPDATE patients p SET health_status = 'healthy', last_interaction_at = '2006-01-01' WHERE id > 12`,
-		"ALTER TABLE interactions ENABLE TRIGGER ALL",
-		"ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_append_only",
-		"ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_apply_to_patient",
-		"VACUUM ANALYZE",
-	} {
-		_, err := isolated.Exec(b.Context(), statement)
-		require.NoError(b, err)
-	}
+	fillForBenchmarks(b, isolated)
 	var deep string
 	err := isolated.QueryRow(b.Context(), `SELECT id::text FROM interactions WHERE patient_id = 1000
 		ORDER BY occurred_at DESC, id DESC OFFSET 10000 LIMIT 1`).Scan(&deep)
@@ -2172,6 +2165,28 @@ func BenchmarkOperations(b *testing.B) {
 	}
 }
 
+// fillForBenchmarks adds 100,000 patients with 10 interactions each, and 20,000 of patient 1000.
+func fillForBenchmarks(b *testing.B, isolated *pgx.Conn) {
+	b.Helper()
+	for _, statement := range []string{
+		"ALTER TABLE interactions DISABLE TRIGGER ALL",
+		`INSERT INTO patients (name, birth_date)
+			SELECT initcap(md5(n::text)), '1980-01-01' FROM generate_series(1, 100000) n`,
+		`INSERT INTO interactions (patient_id, doctor_id, occurred_at, outcome, notes)
+			SELECT p, 1 + n % 5, '2005-01-01'::timestamptz + n * interval '1 hour', 'healthy',
+			       repeat('As seen last time. ', 15)
+			FROM generate_series(13, 100012) p, generate_series(1, CASE WHEN p = 1000 THEN 20000 ELSE 10 END) n`,
+		`UPDATE patients p SET health_status = 'healthy', last_interaction_at = '2006-01-01' WHERE id > 12`,
+		"ALTER TABLE interactions ENABLE TRIGGER ALL",
+		"ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_append_only",
+		"ALTER TABLE interactions ENABLE ALWAYS TRIGGER interactions_apply_to_patient",
+		"VACUUM ANALYZE",
+	} {
+		_, err := isolated.Exec(b.Context(), statement)
+		require.NoError(b, err)
+	}
+}
+
 // Helpers
 
 const (
@@ -2185,7 +2200,7 @@ var (
 	serverURL  string        // the PostgreSQL server, as its superuser
 	serviceURL string        // the database that most tests share, as the service's role
 	owner      *pgxpool.Pool // the same database, as its owner
-	api        *service      // the service on it
+	api        *testService  // the service on it
 )
 
 // databasePrefix is how the names of this run's databases start.
@@ -2321,21 +2336,21 @@ func openStore(t testing.TB, databaseURL string) *Store {
 	return store
 }
 
-// service is the handler of the service, reached over HTTP.
-type service struct {
+// testService is the real handler, reached over HTTP.
+type testService struct {
 	url  string
 	log  *logBuffer
 	stop func()
 }
 
-func startService(store *Store) *service {
+func startService(store *Store) *testService {
 	log := &logBuffer{}
 	server := httptest.NewServer(newHandler(store, slog.New(slog.NewTextHandler(log, nil))))
-	return &service{url: server.URL, log: log, stop: server.Close}
+	return &testService{url: server.URL, log: log, stop: server.Close}
 }
 
 // newService starts a service on a database of any kind.
-func newService(t testing.TB, store *Store) *service {
+func newService(t testing.TB, store *Store) *testService {
 	t.Helper()
 	s := startService(store)
 	t.Cleanup(s.stop)
@@ -2343,7 +2358,7 @@ func newService(t testing.TB, store *Store) *service {
 }
 
 // newIsolatedService starts a service on a database of its own, and connects to that as its owner.
-func newIsolatedService(t testing.TB) (*service, *pgx.Conn) {
+func newIsolatedService(t testing.TB) (*testService, *pgx.Conn) {
 	t.Helper()
 	ownerURL, err := createDatabase(databasePrefix+"template", strings.ToLower(rand.Text()))
 	require.NoError(t, err)
@@ -2371,8 +2386,8 @@ func (b *logBuffer) String() string {
 	return b.text.String()
 }
 
-// response is a response that has been read.
-type response struct {
+// httpResponse is a response that has been read.
+type httpResponse struct {
 	status int
 	header http.Header
 	body   string
@@ -2385,10 +2400,10 @@ var httpClient = &http.Client{
 }
 
 // send sends a request. A POST has the Content-Type application/json unless header has another one.
-func (s *service) send(method, path, body string, header http.Header) (response, error) {
+func (s *testService) send(method, path, body string, header http.Header) (httpResponse, error) {
 	request, err := http.NewRequest(method, s.url+path, strings.NewReader(body))
 	if err != nil {
-		return response{}, err
+		return httpResponse{}, err
 	}
 	if method == "POST" {
 		request.Header.Set("Content-Type", "application/json")
@@ -2397,39 +2412,39 @@ func (s *service) send(method, path, body string, header http.Header) (response,
 
 	received, err := httpClient.Do(request)
 	if err != nil {
-		return response{}, err
+		return httpResponse{}, err
 	}
 	defer received.Body.Close()
 	content, err := io.ReadAll(received.Body)
-	return response{status: received.StatusCode, header: received.Header, body: string(content)}, err
+	return httpResponse{status: received.StatusCode, header: received.Header, body: string(content)}, err
 }
 
-func (s *service) request(t testing.TB, method, path, body string, header http.Header) response {
+func (s *testService) request(t testing.TB, method, path, body string, header http.Header) httpResponse {
 	t.Helper()
 	response, err := s.send(method, path, body, header)
 	require.NoError(t, err)
 	return response
 }
 
-func (s *service) get(t testing.TB, path string) response {
+func (s *testService) get(t testing.TB, path string) httpResponse {
 	t.Helper()
 	return s.request(t, "GET", path, "", nil)
 }
 
-func (s *service) post(t testing.TB, path, body string) response {
+func (s *testService) post(t testing.TB, path, body string) httpResponse {
 	t.Helper()
 	return s.request(t, "POST", path, body, nil)
 }
 
-func (s *service) postWith(t testing.TB, header http.Header, path, body string) response {
+func (s *testService) postWith(t testing.TB, header http.Header, path, body string) httpResponse {
 	t.Helper()
 	return s.request(t, "POST", path, body, header)
 }
 
 // concurrently calls send n times at once, with 0 to n-1, and returns the responses.
-func concurrently(t testing.TB, n int, send func(i int) (response, error)) []response {
+func concurrently(t testing.TB, n int, send func(i int) (httpResponse, error)) []httpResponse {
 	t.Helper()
-	responses, errs := make([]response, n), make([]error, n)
+	responses, errs := make([]httpResponse, n), make([]error, n)
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() { responses[i], errs[i] = send(i) })
@@ -2449,7 +2464,7 @@ func parseJSON[T any](t testing.TB, body string) (value T) {
 }
 
 // created returns the interaction that a POST has created.
-func created(t testing.TB, response response) Interaction {
+func created(t testing.TB, response httpResponse) Interaction {
 	t.Helper()
 	require.Equal(t, 201, response.status, response.body)
 	return parseJSON[Interaction](t, response.body)
@@ -2490,7 +2505,7 @@ var leak = regexp.MustCompile(`(?i)sqlstate|select |insert |relation "|constrain
 	`\.go:|\.sql|/tmp|/usr|/var|/home|/root`)
 
 // expectProblem expects a problem with the status, of the form that all problems have.
-func expectProblem(t testing.TB, response response, status int) Problem {
+func expectProblem(t testing.TB, response httpResponse, status int) Problem {
 	t.Helper()
 	require.Equal(t, status, response.status, response.body)
 	require.Equal(t, "application/problem+json", response.header.Get("Content-Type"))
@@ -2507,7 +2522,7 @@ func expectProblem(t testing.TB, response response, status int) Problem {
 }
 
 // expectFaults expects a problem that names these faulty fields, in this order.
-func expectFaults(t testing.TB, response response, faultyFields ...string) Problem {
+func expectFaults(t testing.TB, response httpResponse, faultyFields ...string) Problem {
 	t.Helper()
 	problem := expectProblem(t, response, 422)
 	names := []string{}
@@ -2553,20 +2568,20 @@ func january(day int) time.Time {
 	return time.Date(2024, time.January, day, 9, 0, 0, 0, time.UTC)
 }
 
-// patient is a patient of the shared database, born on 1980-01-31.
-type patient struct {
+// testPatient is a patient of the shared database, born on 1980-01-31.
+type testPatient struct {
 	t  testing.TB
 	id int64
 }
 
-func newPatient(t testing.TB) patient {
+func newPatient(t testing.TB) testPatient {
 	t.Helper()
 	return newPatientNamed(t, t.Name())
 }
 
-func newPatientNamed(t testing.TB, name string) patient {
+func newPatientNamed(t testing.TB, name string) testPatient {
 	t.Helper()
-	p := patient{t: t}
+	p := testPatient{t: t}
 	const insert = "INSERT INTO patients (name, birth_date) VALUES ($1, '1980-01-31') RETURNING id"
 	require.NoError(t, owner.QueryRow(t.Context(), insert, name).Scan(&p.id))
 	return p
@@ -2586,52 +2601,52 @@ func execute(t testing.TB, statement string, args ...any) {
 	require.NoError(t, err)
 }
 
-func (p patient) path() string {
+func (p testPatient) path() string {
 	return fmt.Sprintf("/patients/%d", p.id)
 }
 
-func (p patient) interactionsPath() string {
+func (p testPatient) interactionsPath() string {
 	return p.path() + "/interactions"
 }
 
-func (p patient) interactionPath(id int64) string {
+func (p testPatient) interactionPath(id int64) string {
 	return fmt.Sprintf("%s/%d", p.interactionsPath(), id)
 }
 
-func (p patient) amendmentsPath(id int64) string {
+func (p testPatient) amendmentsPath(id int64) string {
 	return p.interactionPath(id) + "/amendments"
 }
 
 // post documents an interaction with some fields replaced.
-func (p patient) post(replaced ...fields) Interaction {
+func (p testPatient) post(replaced ...fields) Interaction {
 	p.t.Helper()
 	return created(p.t, api.post(p.t, p.interactionsPath(), interactionBody(replaced...)))
 }
 
-func (p patient) document(outcome string, occurredAt time.Time, replaced ...fields) Interaction {
+func (p testPatient) document(outcome string, occurredAt time.Time, replaced ...fields) Interaction {
 	p.t.Helper()
 	return p.post(append([]fields{{"outcome": outcome, "occurred_at": occurredAt}}, replaced...)...)
 }
 
-func (p patient) amend(amended Interaction, outcome string, replaced ...fields) Interaction {
+func (p testPatient) amend(amended Interaction, outcome string, replaced ...fields) Interaction {
 	p.t.Helper()
 	body := interactionBody(append([]fields{{"outcome": outcome}}, replaced...)...)
 	return created(p.t, api.post(p.t, p.amendmentsPath(amended.ID), body))
 }
 
 // history returns the ids of the first page of the patient's history.
-func (p patient) history(query string) []int64 {
+func (p testPatient) history(query string) []int64 {
 	p.t.Helper()
 	return interactionIDs(getJSON[Page[Interaction]](p.t, p.interactionsPath()+"?"+query).Items)
 }
 
-func (p patient) correctBirthDate(date string) {
+func (p testPatient) correctBirthDate(date string) {
 	p.t.Helper()
 	execute(p.t, "UPDATE patients SET birth_date = $2::text::date WHERE id = $1", p.id, date)
 }
 
 // lock locks the patient's row, as a writer who is stuck does.
-func (p patient) lock() (unlock func()) {
+func (p testPatient) lock() (unlock func()) {
 	p.t.Helper()
 	tx, err := owner.Begin(p.t.Context())
 	require.NoError(p.t, err)
@@ -2663,6 +2678,19 @@ func namesWithout(tag string, patients []Patient) []string {
 		names = append(names, strings.TrimSuffix(p.Name, " "+tag))
 	}
 	return names
+}
+
+// columns are columns of a row, with their values as SQL.
+type columns map[string]string
+
+func (c columns) insertInto(table string) string {
+	var names, values []string
+	for _, name := range slices.Sorted(maps.Keys(c)) {
+		names = append(names, name)
+		values = append(values, c[name])
+	}
+	return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)",
+		table, strings.Join(names, ", "), strings.Join(values, ", "))
 }
 
 // beginReplicating begins a transaction that has a snapshot already, and in which ordinary triggers do not fire.
@@ -2769,7 +2797,7 @@ func (o openAPIOperation) exampleRequest(t testing.TB, path string) (address, bo
 // program is the service as a process of its own.
 type program struct {
 	*exec.Cmd
-	service
+	testService
 	logFile string
 }
 
@@ -2839,16 +2867,16 @@ func (p *program) connectToDemo(t testing.TB) *pgx.Conn {
 	return conn
 }
 
-// upload is a request that the service has begun to read.
-type upload struct {
+// pendingUpload is a request that the service has begun to read.
+type pendingUpload struct {
 	finish func()
 	status chan int // of the response, or 0 if there is none
 }
 
-func startUpload(t testing.TB, url string) *upload {
+func startUpload(t testing.TB, address string) *pendingUpload {
 	t.Helper()
 	body, writer := io.Pipe()
-	request, err := http.NewRequest("POST", url, body)
+	request, err := http.NewRequest("POST", address, body)
 	require.NoError(t, err)
 	request.Header = http.Header{"Content-Type": {"application/json"}, "Expect": {"100-continue"}}
 
@@ -2865,5 +2893,5 @@ func startUpload(t testing.TB, url string) *upload {
 	}()
 	_, err = io.WriteString(writer, interactionBody()) // returns once the service has asked for the body
 	require.NoError(t, err)
-	return &upload{finish: func() { writer.Close() }, status: status}
+	return &pendingUpload{finish: func() { writer.Close() }, status: status}
 }

@@ -94,14 +94,14 @@ SELECT i.*,
 FROM   interactions i;
 
 -- The interactions that count: neither amended nor entered in error. The columns are those of all_interactions, so
--- that one query can read either view. A scalar sub-select lets PostgreSQL read a history in the order of its index;
--- with NOT EXISTS it may join and sort all of it.
+-- that one query can read either view. Both views look an amendment up for each interaction, by a sub-select: with a
+-- join instead PostgreSQL may read and sort a whole history for one page.
 CREATE VIEW current_interactions AS
 SELECT i.*,
        NULL::bigint AS amended_by
 FROM   interactions i
 WHERE  i.outcome <> 'entered_in_error'
-  AND  (SELECT a.id FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id) IS NULL;
+  AND  (SELECT true FROM interactions a WHERE a.patient_id = i.patient_id AND a.amends = i.id) IS NOT TRUE;
 
 -- Interactions are append-only.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -147,15 +147,16 @@ func (s *Store) GetPatient(ctx context.Context, in PatientPath) (Patient, error)
 }
 
 // selectInteractions returns a statement that selects a patient's interactions from a view, or from the rows that an
-// INSERT returns. An INSERT may not see the doctor, see insert. The statement compares patient_id with a parameter,
-// so that a distributed PostgreSQL asks only one node.
+// INSERT returns. An INSERT may not see the doctor, see insert. The doctor is looked up by a sub-select, as
+// amendments are in the views. The statement compares patient_id with a parameter, so that a distributed PostgreSQL
+// asks only one node.
 func selectInteractions(from string) string {
 	return `
-		SELECT    i.id, i.patient_id, i.doctor_id, coalesce(d.name, ''), i.occurred_at, i.recorded_at,
-		          i.outcome, i.notes, i.amends, i.amended_by
-		FROM      ` + from + ` i
-		LEFT JOIN doctors d ON d.id = i.doctor_id
-		WHERE     i.patient_id = @patient_id`
+		SELECT i.id, i.patient_id, i.doctor_id,
+		       coalesce((SELECT d.name FROM doctors d WHERE d.id = i.doctor_id), '') AS doctor_name,
+		       i.occurred_at, i.recorded_at, i.outcome, i.notes, i.amends, i.amended_by
+		FROM   ` + from + ` i
+		WHERE  i.patient_id = @patient_id`
 }
 
 func scanInteraction(row pgx.CollectableRow) (i Interaction, err error) {
