@@ -1755,7 +1755,7 @@ func TestDatabaseInTrouble(t *testing.T) {
 
 	t.Run("a database without the tables is not ready", func(t *testing.T) {
 		t.Parallel()
-		emptyURL, err := createDatabase("template1", "empty")
+		emptyURL, err := createDatabase("template1", strings.ToLower(rand.Text()))
 		require.NoError(t, err)
 		service := newService(t, openStore(t, withRole(emptyURL)))
 		expectProblem(t, service.get(t, "/readyz"), 503)
