@@ -1345,6 +1345,26 @@ func TestOpenAPIDocument(t *testing.T) {
 		require.Len(t, ids, 10, "operation ids are unique")
 	})
 
+	t.Run("documents headers, required bodies, and parameters in the order path, query, header", func(t *testing.T) {
+		for path, operations := range document.Paths {
+			for method, operation := range operations {
+				name := method + " " + path
+				if unavailable, ok := operation.Responses["503"]; ok {
+					require.Contains(t, unavailable.Headers, "Retry-After", name)
+				}
+				if method == "post" {
+					require.Contains(t, operation.Responses["201"].Headers, "Location", name)
+					require.True(t, operation.RequestBody.Required, name)
+				}
+				places := []string{}
+				for _, parameter := range operation.Parameters {
+					places = append(places, parameter.In)
+				}
+				require.Regexp(t, `^(path )*(query )*(header )*$`, strings.Join(append(places, ""), " "), name)
+			}
+		}
+	})
+
 	t.Run("has examples that work unedited on the sample data", func(t *testing.T) {
 		service, _ := newIsolatedService(t)
 		for path, operations := range document.Paths {
@@ -2852,9 +2872,13 @@ type openAPIOperation struct {
 		Example     any
 		Schema      struct{ Default any }
 	}
-	RequestBody struct{ Content map[string]openAPIContent }
+	RequestBody struct {
+		Required bool
+		Content  map[string]openAPIContent
+	}
 	Responses   map[string]struct {
 		Description string
+		Headers     map[string]any
 		Content     map[string]openAPIContent
 	}
 }
