@@ -2876,7 +2876,7 @@ type openAPIOperation struct {
 		Required bool
 		Content  map[string]openAPIContent
 	}
-	Responses   map[string]struct {
+	Responses map[string]struct {
 		Description string
 		Headers     map[string]any
 		Content     map[string]openAPIContent
