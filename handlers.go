@@ -428,9 +428,9 @@ func decode(r *http.Request, fields []field, input any) error {
 	}
 
 	var faults []FieldError
+	target := reflect.ValueOf(input).Elem()
 	for _, f := range fields {
-		target := reflect.ValueOf(input).Elem().FieldByIndex(f.index)
-		if err := f.set(target, r, query, body); err != nil {
+		if err := f.set(target.FieldByIndex(f.index), r, query, body); err != nil {
 			faults = append(faults, FieldError{f.name, err.Error()})
 		}
 	}

@@ -83,7 +83,9 @@ func TestPatientList(t *testing.T) {
 
 	t.Run("is ordered by Unicode's root collation, then id", func(t *testing.T) {
 		tag := rand.Text()
-		for _, name := range []string{"Żak", "Zahn", "Arzt", "Zahn", "Özil", "arzt", "Azur", "Ärzte", "ozon", "Łuk"} {
+		for _, name := range []string{
+			"Żak", "Zahn", "Arzt", "Zahn", "Özil", "arzt", "Azur", "Ärzte", "ozon", "Łuk",
+		} {
 			newPatientNamed(t, name+" "+tag)
 		}
 
@@ -160,7 +162,8 @@ func TestSearch(t *testing.T) {
 	tag := rand.Text()
 	for _, name := range []string{
 		"Mesut Özil", "İpek Işık", "Andre\u0301 Weiß", "Mustermann Anna",
-		"Łukasz Sørensen", "Иванов Пётр", "Ὀδυσσεύς", "Ngọc Nguyễn", "李小龍", "Za\u036flgo",
+		"Łukasz Sørensen", "Иванов Пётр", "Ὀδυσσεύς", "Ngọc Nguyễn", "李小龍",
+		"Za\u036flgo",
 		"100% Sure", "1000 Sure", "a_b", "axb", `c\d`, "cd",
 	} {
 		newPatientNamed(t, name+" "+tag)
@@ -680,12 +683,11 @@ func TestPagination(t *testing.T) {
 
 func TestRetries(t *testing.T) {
 	t.Parallel()
-	key := func(value string) http.Header { return http.Header{"Idempotency-Key": {value}} }
 
 	t.Run("a repeated request returns the interaction of the first time as it is now", func(t *testing.T) {
 		patient := newPatient(t)
 		body := interactionBody(fields{"notes": " Fever. ", "occurred_at": "2024-05-13T11:30:00+02:00"})
-		first := expectCreated(t, api.postWith(t, key("k"), patient.interactionsPath(), body))
+		first := expectCreated(t, api.postWith(t, withKey("k"), patient.interactionsPath(), body))
 		amendment := patient.amend(first, unhealthy)
 		first.AmendedBy = &amendment.ID
 
@@ -694,7 +696,7 @@ func TestRetries(t *testing.T) {
 			interactionBody(fields{"notes": "Fever.", "occurred_at": "2024-05-13T09:30:00.0000009Z"}),
 			interactionBody(fields{"notes": "Fever."}),
 		} {
-			response := api.postWith(t, key("k"), patient.interactionsPath(), repeated)
+			response := api.postWith(t, withKey("k"), patient.interactionsPath(), repeated)
 			require.Equal(t, first, expectCreated(t, response))
 			require.Equal(t, patient.interactionPath(first.ID), response.header.Get("Location"))
 		}
@@ -705,19 +707,19 @@ func TestRetries(t *testing.T) {
 		patient := newPatient(t)
 		amended := patient.document(healthy, january(1))
 		path := patient.amendmentsPath(amended.ID)
-		first := expectCreated(t, api.postWith(t, key("k"), path, interactionBody()))
+		first := expectCreated(t, api.postWith(t, withKey("k"), path, interactionBody()))
 
 		for _, repeated := range []string{interactionBody(), interactionBody(fields{"occurred_at": january(1)})} {
-			require.Equal(t, first, expectCreated(t, api.postWith(t, key("k"), path, repeated)))
+			require.Equal(t, first, expectCreated(t, api.postWith(t, withKey("k"), path, repeated)))
 		}
 		require.Len(t, patient.history("include_amended=true"), 2)
 	})
 
 	t.Run("a key of another request is refused", func(t *testing.T) {
 		patient := newPatient(t)
-		first := expectCreated(t, api.postWith(t, key("k"), patient.interactionsPath(), interactionBody()))
+		first := expectCreated(t, api.postWith(t, withKey("k"), patient.interactionsPath(), interactionBody()))
 		path := patient.amendmentsPath(first.ID)
-		amendment := expectCreated(t, api.postWith(t, key("a"), path, interactionBody()))
+		amendment := expectCreated(t, api.postWith(t, withKey("a"), path, interactionBody()))
 
 		for _, test := range []struct {
 			difference string
@@ -734,7 +736,7 @@ func TestRetries(t *testing.T) {
 			{"amended interaction", "a", patient.amendmentsPath(amendment.ID), interactionBody()},
 		} {
 			t.Run(test.difference, func(t *testing.T) {
-				expectFaults(t, api.postWith(t, key(test.key), test.path, test.body), "Idempotency-Key")
+				expectFaults(t, api.postWith(t, withKey(test.key), test.path, test.body), "Idempotency-Key")
 			})
 		}
 		require.Len(t, patient.history("include_amended=true"), 2)
@@ -742,8 +744,8 @@ func TestRetries(t *testing.T) {
 
 	t.Run("patients do not share keys", func(t *testing.T) {
 		patient, other := newPatient(t), newPatient(t)
-		first := expectCreated(t, api.postWith(t, key("k"), patient.interactionsPath(), interactionBody()))
-		second := expectCreated(t, api.postWith(t, key("k"), other.interactionsPath(), interactionBody()))
+		first := expectCreated(t, api.postWith(t, withKey("k"), patient.interactionsPath(), interactionBody()))
+		second := expectCreated(t, api.postWith(t, withKey("k"), other.interactionsPath(), interactionBody()))
 		require.NotEqual(t, first.ID, second.ID)
 	})
 
@@ -752,20 +754,21 @@ func TestRetries(t *testing.T) {
 		first := patient.document(healthy, january(1))
 		second := patient.amend(first, healthy)
 		path := patient.interactionsPath()
-		require.Equal(t, 422, api.postWith(t, key("k"), path, interactionBody(fields{"doctor_id": 999999})).status)
-		require.Equal(t, 422, api.postWith(t, key("k"), path, interactionBody(fields{"notes": ""})).status)
-		require.Equal(t, 404, api.postWith(t, key("k"), patient.amendmentsPath(1), interactionBody()).status)
-		require.Equal(t, 409, api.postWith(t, key("k"), patient.amendmentsPath(first.ID), interactionBody()).status)
+		require.Equal(t, 422, api.postWith(t, withKey("k"), path, interactionBody(fields{"doctor_id": 999999})).status)
+		require.Equal(t, 422, api.postWith(t, withKey("k"), path, interactionBody(fields{"notes": ""})).status)
+		require.Equal(t, 404, api.postWith(t, withKey("k"), patient.amendmentsPath(1), interactionBody()).status)
+		require.Equal(t, 409, api.postWith(t, withKey("k"), patient.amendmentsPath(first.ID), interactionBody()).status)
 
-		require.Equal(t, 201, api.postWith(t, key("k"), patient.amendmentsPath(second.ID), interactionBody()).status)
+		path = patient.amendmentsPath(second.ID)
+		require.Equal(t, 201, api.postWith(t, withKey("k"), path, interactionBody()).status)
 	})
 
 	t.Run("a key has 1 to 255 visible ASCII characters", func(t *testing.T) {
 		patient := newPatient(t)
 		longest := strings.Repeat("!~", 127) + "k"
-		require.Equal(t, 201, api.postWith(t, key(longest), patient.interactionsPath(), interactionBody()).status)
+		require.Equal(t, 201, api.postWith(t, withKey(longest), patient.interactionsPath(), interactionBody()).status)
 		for _, refused := range []string{"", longest + "k", "schlüssel", "a b", "a\tb", "\xff"} {
-			response := api.postWith(t, key(refused), patient.interactionsPath(), interactionBody())
+			response := api.postWith(t, withKey(refused), patient.interactionsPath(), interactionBody())
 			expectFaults(t, response, "Idempotency-Key")
 		}
 	})
@@ -859,7 +862,7 @@ func TestValidation(t *testing.T) {
 	})
 
 	t.Run("names every faulty field at once: path, header, body, and then unknown names", func(t *testing.T) {
-		header := http.Header{"Idempotency-Key": {"a b"}}
+		header := withKey("a b")
 		body := `{"x": 1, "A": 1,
 			"doctor_id": "1", "outcome": "ill", "notes": " ", "occurred_at": "2024-05-13T09:30:00"}`
 
@@ -1135,7 +1138,7 @@ func TestConcurrentClients(t *testing.T) {
 			before := len(patient.history("include_amended=true"))
 
 			responses := concurrently(t, 20, func(int) (httpResponse, error) {
-				return api.send("POST", path, interactionBody(), http.Header{"Idempotency-Key": {path}})
+				return api.send("POST", path, interactionBody(), withKey(path))
 			})
 
 			ids := map[int64]bool{}
@@ -1204,7 +1207,7 @@ func TestConcurrentClients(t *testing.T) {
 		waiting := make(chan httpResponse, 1)
 		go func() {
 			body := interactionBody(fields{"doctor_id": newDoctor})
-			key := http.Header{"Idempotency-Key": {"k"}}
+			key := withKey("k")
 			response, _ := service.send("POST", "/patients/12/interactions", body, key)
 			waiting <- response
 		}()
@@ -1437,7 +1440,7 @@ func TestSwaggerUI(t *testing.T) {
 func TestSchema(t *testing.T) {
 	t.Parallel()
 	patient := newPatient(t)
-	key := http.Header{"Idempotency-Key": {"used"}}
+	key := withKey("used")
 	expectCreated(t, api.postWith(t, key, patient.interactionsPath(), interactionBody()))
 	patientID := strconv.FormatInt(patient.id, 10)
 	// The sample data has interaction 57 of patient 5, which is amended.
@@ -1684,7 +1687,7 @@ func TestDatabaseInTrouble(t *testing.T) {
 		t.Parallel()
 		service := newService(t, openStore(t, serviceURL))
 		patient, other := newPatient(t), newPatient(t)
-		key := http.Header{"Idempotency-Key": {"k"}}
+		key := withKey("k")
 		unlock := patient.lock()
 		defer unlock()
 
@@ -2118,7 +2121,7 @@ func (m *model) send(patient testPatient, i Interaction) Interaction {
 	body := interactionBody(fields{
 		"doctor_id": i.Doctor.ID, "outcome": i.Outcome, "notes": i.Notes, "occurred_at": i.OccurredAt,
 	})
-	return expectCreated(m.t, api.postWith(m.t, http.Header{"Idempotency-Key": {i.Notes}}, path, body))
+	return expectCreated(m.t, api.postWith(m.t, withKey(i.Notes), path, body))
 }
 
 func (m *model) record(patient testPatient, i Interaction) {
@@ -2541,6 +2544,11 @@ func (s *testService) post(t testing.TB, path, body string) httpResponse {
 func (s *testService) postWith(t testing.TB, header http.Header, path, body string) httpResponse {
 	t.Helper()
 	return s.request(t, "POST", path, body, header)
+}
+
+// withKey returns a header with an idempotency key.
+func withKey(key string) http.Header {
+	return http.Header{"Idempotency-Key": {key}}
 }
 
 // concurrently calls send n times at once, with 0 to n-1, and returns the responses.
